@@ -1,0 +1,226 @@
+"""The artifact: a folder of JSON and safetensors that is trained once and deployed as it is.
+
+    config.json        format, architecture, model sizes, tokenizer, provenance, size and hash of the weights
+    model.safetensors  the weights
+    tokenizer.json     the tokenizer
+    README.md          a model card, written from the above
+
+Loading executes nothing from it: the architecture is looked up by name among this package's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+
+from hfa.config import from_mapping
+from hfa.data import tokenizers
+from hfa.errors import CheckpointError, ConfigError
+from hfa.models import LanguageModel, architectures
+from hfa.types import Tokenizer
+
+FORMAT = 1
+_CONFIG, _WEIGHTS, _TOKENIZER, _CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
+_MAX_CONFIG_BYTES = 4 << 20
+
+
+class Artifact(NamedTuple):
+    """What an artifact holds, ready to run."""
+
+    model: LanguageModel  # in eval mode
+    tokenizer: Tokenizer
+    provenance: dict[str, Any]
+    path: Path
+
+
+def save(folder: Path, *, model: LanguageModel, tokenizer: Tokenizer, provenance: Mapping[str, Any]) -> Path:
+    """Write an artifact; whenever a crash comes, `load` finds the old one or the new one, whole.
+
+    Args:
+        folder: where it will stand; an artifact that is there is replaced.
+        model: its weights are written in their dtype.
+        tokenizer: the one the model was trained with.
+        provenance: JSON-able: git commit, resolved config, data, seed, metrics.
+
+    Returns:
+        `folder`.
+    """
+    folder = Path(folder)
+    fresh, old = _sibling(folder, "new"), _sibling(folder, "old")
+    if (standing := _standing(folder)) != folder:
+        standing.rename(folder)
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(weights, fresh / _WEIGHTS)
+    tokenizer.save(fresh / _TOKENIZER)
+    description = {
+        "format": FORMAT,
+        "architecture": model.config.name,
+        "model": model.config.to_dict(),
+        "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size},
+        "parameters": model.num_parameters,
+        "weights": {"bytes": (fresh / _WEIGHTS).stat().st_size, "sha256": _sha256(fresh / _WEIGHTS)},
+        "provenance": dict(provenance),
+    }
+    (fresh / _CARD).write_text(_card(description), encoding="utf-8")
+    (fresh / _CONFIG).write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load(folder: Path, device: str | torch.device = "cpu") -> Artifact:
+    """Read an artifact.
+
+    Raises:
+        CheckpointError: it is missing, torn, foreign, or of a newer format.
+    """
+    folder = _standing(Path(folder))
+    description = read_config(folder)
+    known = architectures()
+    name = description.get("architecture")
+    if name not in known:
+        raise CheckpointError(f"{folder}: architecture {name!r} is not one of {', '.join(known)}.")
+    weights = _checked_weights(folder, description)
+    try:
+        with torch.device("meta"):
+            model = from_mapping(known[name], description["model"], f"{folder.name}/{_CONFIG}: model").build()
+        model.load_state_dict(weights, assign=True)
+    except (ConfigError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder}: the weights and the sizes in {_CONFIG} disagree ({reason})") from None
+    tokenizer = tokenizers.load(folder / _TOKENIZER)
+    return Artifact(model.to(device).eval(), tokenizer, description["provenance"], folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The artifact's config.json, without its weights.
+
+    Raises:
+        CheckpointError: there is no artifact, or config.json is not one's.
+    """
+    folder = Path(folder)
+    path = _standing(folder) / _CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no artifact here (no {_CONFIG}); train one, or name another folder.")
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"larger than {_MAX_CONFIG_BYTES} bytes")
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(description, dict) or not isinstance(description.get("model"), dict):
+            raise ValueError("no model in it")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not an artifact's config ({error}); the file is torn or foreign.") from None
+    if description.get("format") != FORMAT:
+        got = description.get("format")
+        raise CheckpointError(f"{folder}: artifact format {got!r}, this version reads {FORMAT}; save it again.")
+    return description
+
+
+def resolve(spec: str, *, architecture: str | None, root: Path) -> Path:
+    """The folder that `checkpoint=spec` means.
+
+    Args:
+        spec: ``latest`` or ``best`` (the newest artifact of that kind below `root`), or a folder.
+        architecture: take only artifacts of this one; None for any.
+        root: where runs are kept.
+
+    Raises:
+        CheckpointError: nothing fits.
+    """
+    if spec not in ("latest", "best"):
+        return _inside_run(Path(spec))
+    kind = "last" if spec == "latest" else "best"
+    found = [path for path in artifacts(root) if path.name == kind]
+    fitting = [p for p in found if architecture in (None, read_config(p).get("architecture"))]
+    if not fitting:
+        what = f"{architecture} artifact" if architecture else "artifact"
+        raise CheckpointError(
+            f"checkpoint={spec}: no {what} below {root}; train one with `python train.py"
+            f"{f' model={architecture}' if architecture else ''}`, or give its folder."
+        )
+    return max(fitting, key=lambda path: (_standing(path) / _CONFIG).stat().st_mtime_ns)
+
+
+def artifacts(root: Path) -> Iterator[Path]:
+    """The folders of all readable artifacts below `root`; torn ones are reported when asked for by name."""
+    for path in sorted({_visible(weights.parent) for weights in Path(root).rglob(_WEIGHTS)}):
+        try:
+            read_config(path)
+        except CheckpointError:
+            continue
+        yield path
+
+
+def _inside_run(path: Path) -> Path:
+    """A run's folder stands for the last artifact in it."""
+    last = path / "checkpoints" / "last"
+    return last if last.is_dir() and not (path / _CONFIG).exists() else path
+
+
+def _checked_weights(folder: Path, description: dict[str, Any]) -> dict[str, torch.Tensor]:
+    path, expected = folder / _WEIGHTS, description.get("weights") or {}
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: {_WEIGHTS} is missing; the artifact is torn.")
+    if path.stat().st_size != expected.get("bytes") or _sha256(path) != expected.get("sha256"):
+        raise CheckpointError(f"{path}: not the weights that {_CONFIG} describes; the file is torn or was changed.")
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error}).") from None
+
+
+def _sibling(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{kind}")
+
+
+def _visible(folder: Path) -> Path:
+    """The folder that a hidden sibling belongs to."""
+    return folder.with_name(folder.name[1:].rpartition(".")[0]) if folder.name.startswith(".") else folder
+
+
+def _standing(folder: Path) -> Path:
+    """Where the artifact is: in `folder`, or still beside it when a save was cut off between its two renames."""
+    fresh = _sibling(folder, "new")
+    return fresh if not folder.exists() and (fresh / _CONFIG).is_file() else folder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _card(description: dict[str, Any]) -> str:
+    provenance = description["provenance"]
+    sizes = "\n".join(f"| {key} | {value} |" for key, value in description["model"].items())
+    metrics = "\n".join(f"| {key} | {value} |" for key, value in (provenance.get("metrics") or {}).items())
+    facts = "\n".join(
+        f"- {key}: `{provenance[key]}`" for key in ("commit", "command", "seed", "step", "date") if key in provenance
+    )
+    return f"""# {description["architecture"]}, {description["parameters"]:,} parameters
+
+{facts or "- no provenance was given"}
+- tokenizer: {description["tokenizer"]["name"]}, {description["tokenizer"]["vocab_size"]} ids
+
+| size | value |
+| --- | --- |
+{sizes}
+
+| metric | value |
+| --- | --- |
+{metrics or "| none | |"}
+
+Load it with `hfa.checkpoint.load(folder)`; serve it with `python mine.py checkpoint=FOLDER`.
+"""

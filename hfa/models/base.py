@@ -1,0 +1,173 @@
+"""The contract every model keeps, and the decoder they are all built on.
+
+A model is an embedding, a stack of blocks and a head. A block is a *mixer* (the part in which architectures
+differ: it moves information along time) and a feed-forward layer, each behind a norm and added to the stream.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hfa.config import Config, Fraction, PositiveInt, config
+from hfa.errors import ConfigError
+from hfa.models.state import State, num_bytes
+from hfa.nn.mlp import SwiGLU
+
+_PIECE = 2048  # tokens run at once when no gradient is kept: activations then stay in tens of megabytes
+
+
+@config
+class ModelConfig(Config, ABC):
+    """What every architecture has; each adds its own fields, a `name` and a `build`."""
+
+    name: ClassVar[str]
+
+    vocab_size: PositiveInt
+    d_model: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    d_ff: PositiveInt
+    dropout: Fraction
+    max_seq_len: PositiveInt  # tokens a deployed model accepts, prompt and answer together
+
+    def check(self) -> None:
+        if self.d_model % self.num_heads:
+            fits = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0 and n <= 64]
+            raise ConfigError(
+                "num_heads", self.num_heads, f"a divisor of d_model={self.d_model}", f"one of {fits} would do"
+            )
+        if self.dropout == 1:
+            raise ConfigError("dropout", self.dropout, "less than 1", "0.1 is usual, 0 switches it off")
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    def build(self) -> LanguageModel:
+        """Allocate the model, with fresh weights from torch's global generator."""
+        return LanguageModel(self, [self.mixer(layer) for layer in range(self.num_layers)])
+
+    @abstractmethod
+    def mixer(self, layer: int) -> Mixer:
+        """The mixer of one layer, counted from 0."""
+
+
+class Mixer(nn.Module, ABC):
+    """Moves information along time; each architecture's own part."""
+
+    @abstractmethod
+    def init_state(self, batch_size: int) -> State:
+        """The state before the first token."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """[B, T, D], any T >= 1, continuing from `state`, to [B, T, D] and the state after it."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """State that one more token adds; 0 for a constant state."""
+        return 0
+
+
+class Block(nn.Module):
+    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, settings: ModelConfig, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(settings.d_model, eps=1e-6)
+        self.mixer = mixer
+        self.mlp_norm = nn.RMSNorm(settings.d_model, eps=1e-6)
+        self.mlp = SwiGLU(settings.d_model, settings.d_ff)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        mixed, state = self.mixer(self.mixer_norm(x), state)
+        x = x + self.dropout(mixed)
+        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x, state
+
+
+class LanguageModel(nn.Module):
+    """A decoder over tokens that carries its past in a state.
+
+    The state is a tuple with one entry a layer. It is a value: it is handed in and a new one handed back, and the
+    old one can be continued again.
+
+    Args:
+        settings: the sizes.
+        mixers: one a layer.
+    """
+
+    def __init__(self, settings: ModelConfig, mixers: Sequence[Mixer]) -> None:
+        super().__init__()
+        self.config = settings
+        self.embedding = nn.Embedding(settings.vocab_size, settings.d_model)
+        nn.init.normal_(self.embedding.weight, std=settings.d_model**-0.5)
+        self.blocks = nn.ModuleList(Block(settings, mixer) for mixer in mixers)
+        self.norm = nn.RMSNorm(settings.d_model, eps=1e-6)
+
+    def init_state(self, batch_size: int) -> State:
+        """The state before the first token, for `batch_size` rows."""
+        return tuple(self._mixer(block).init_state(batch_size) for block in self.blocks)
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits of the token after each given one.
+
+        Args:
+            tokens: int64 [B, T], any T >= 1.
+            state: what came before; None for nothing.
+
+        Returns:
+            logits [B, T, vocab_size] and the state after the last token.
+        """
+        hidden, state = self.hidden(tokens, state)
+        return self.head(hidden), state
+
+    def hidden(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Like `forward`, but the final features [B, T, D]: `head` turns those one needs into logits."""
+        state = self.init_state(tokens.shape[0]) if state is None else state
+        if torch.is_grad_enabled() or tokens.shape[1] <= _PIECE:
+            return self._hidden(tokens, state)
+        pieces = []
+        for piece in tokens.split(_PIECE, dim=1):
+            features, state = self._hidden(piece, state)
+            pieces.append(features)
+        return torch.cat(pieces, dim=1), state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Features [..., D] to logits [..., vocab_size]."""
+        return nn.functional.linear(hidden, self.embedding.weight)
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token a row: tokens [B] to logits [B, vocab_size] and the next state."""
+        logits, state = self.forward(tokens[:, None], state)
+        return logits[:, 0], state
+
+    def state_bytes(self, seq_len: int) -> int:
+        """Bytes of one row's state after `seq_len` tokens."""
+        mixers = [self._mixer(block) for block in self.blocks]
+        return sum(num_bytes(mixer.init_state(1)) + seq_len * mixer.bytes_per_token for mixer in mixers)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _hidden(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        x = self.embedding(tokens) * math.sqrt(self.config.d_model)
+        states = []
+        for block, inner in zip(self.blocks, state, strict=True):
+            x, inner = block(x, inner)
+            states.append(inner)
+        return self.norm(x), tuple(states)
+
+    @staticmethod
+    def _mixer(block: nn.Module) -> Mixer:
+        mixer = block.mixer
+        assert isinstance(mixer, Mixer)
+        return mixer

@@ -1,0 +1,181 @@
+"""Hierarchical Flow Anchoring: a flow that carries the stream, and anchors that forget nothing.
+
+Most layers are *flow*: a gated delta rule with a constant state. A few are *anchor* layers: every token's key and
+value stay, in blocks, and a query reads its neighbourhood and the tokens it retrieves from all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfa.config import NonNegativeInt, PositiveFloat, PositiveInt, config
+from hfa.errors import ConfigError
+from hfa.models.base import Mixer, ModelConfig
+from hfa.models.memory import Memory
+from hfa.nn.conv import ShortConv
+from hfa.nn.norm import l2_norm
+from hfa.ops.anchor import anchor_read
+from hfa.ops.scan import scan
+
+# Where match-init points the short convolutions of an anchor layer: a query describes the tokens up to the present
+# one, a key the tokens before its own, so that a repeated context matches the token that followed it.
+_QUERY_TAPS = (0.6, 0.3, 0.15)
+_KEY_TAPS = (0.0, 0.6, 0.3, 0.15)
+
+
+@config
+class AnchorSettings(ModelConfig):
+    """What flow and anchor layers need."""
+
+    num_memory_heads: PositiveInt  # key-value heads of an anchor layer
+    window: PositiveInt  # tokens an anchor layer always reads
+    num_retrieved: PositiveInt  # tokens it reads beyond them
+    logit_scale: PositiveFloat  # of its attention at the start; learnt from there
+    conv_width: PositiveInt
+    chunk_size: PositiveInt
+
+    def check(self) -> None:
+        super().check()
+        if self.num_heads % self.num_memory_heads:
+            raise ConfigError("num_memory_heads", self.num_memory_heads, f"a divisor of num_heads={self.num_heads}")
+
+
+@config
+class HFAConfig(AnchorSettings):
+    """See :class:`Flow` and :class:`Anchor`."""
+
+    name: ClassVar[str] = "hfa"
+
+    anchor_layers: tuple[NonNegativeInt, ...]  # which layers, counted from 0, are anchor layers
+
+    def check(self) -> None:
+        super().check()
+        beyond = [layer for layer in self.anchor_layers if layer >= self.num_layers]
+        if beyond:
+            raise ConfigError("anchor_layers", beyond[0], f"layers below num_layers={self.num_layers}")
+
+    def mixer(self, layer: int) -> Mixer:
+        return Anchor(self) if layer in self.anchor_layers else Flow(self)
+
+
+class FlowState(NamedTuple):
+    """What a flow layer carries."""
+
+    memory: Tensor  # float32 [B, H, K, V]
+    tail: Tensor  # [B, conv_width - 1, 3 D]
+
+
+class Flow(Mixer):
+    """The gated delta rule behind a short convolution, with a gated norm on the way out.
+
+    Source: Gated Delta Networks, arXiv 2412.06464, section 3.
+    """
+
+    def __init__(self, settings: AnchorSettings) -> None:
+        super().__init__()
+        width, heads = settings.d_model, settings.num_heads
+        self.num_heads, self.head_dim, self.chunk_size = heads, settings.head_dim, settings.chunk_size
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.conv = ShortConv(3 * width, settings.conv_width)
+        self.gates = nn.Linear(width, 2 * heads)  # decay and write strength
+        with torch.no_grad():  # heads start with memories of different spans, from a handful of tokens to hundreds
+            self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
+            self.gates.bias[heads:] = 0.0
+        self.out_gate = nn.Linear(width, width, bias=False)
+        self.out_norm = nn.RMSNorm(settings.head_dim, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def init_state(self, batch_size: int) -> FlowState:
+        weight = self.qkv.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        memory = weight.new_zeros(batch_size, self.num_heads, self.head_dim, self.head_dim, dtype=dtype)
+        return FlowState(memory, self.conv.init_state(batch_size))
+
+    def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
+        mixed, tail = self.conv(self.qkv(x), state.tail)
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, H, T, K]
+            for part in F.silu(mixed).chunk(3, dim=-1)
+        )
+        decay, write = self.gates(x).transpose(1, 2)[..., None].chunk(2, dim=1)  # [B, H, T, 1]
+        read, memory = scan(
+            l2_norm(q),
+            l2_norm(k),
+            v,
+            F.logsigmoid(decay),
+            torch.sigmoid(write),
+            state.memory,
+            erase=True,
+            chunk_size=self.chunk_size,
+        )
+        read = self.out_norm(read.to(x.dtype)).transpose(1, 2).flatten(2)
+        return self.out(read * F.silu(self.out_gate(x))), FlowState(memory, tail)
+
+
+class AnchorState(NamedTuple):
+    """What an anchor layer carries."""
+
+    memory: Memory
+    query_tail: Tensor  # [B, conv_width - 1, H K]
+    key_tail: Tensor  # [B, conv_width - 1, G K]
+
+
+class Anchor(Mixer):
+    """The exact memory: every key and value stays; a query reads a window and what it retrieves.
+
+    No positional encoding, unit-norm queries and keys, a learnt logit scale, and short convolutions that let a key
+    describe the tokens before its own. `match_init` starts all heads as content-addressed copies: without it this
+    layer takes a hundred times as long to find its use, or never does.
+    """
+
+    def __init__(self, settings: AnchorSettings) -> None:
+        super().__init__()
+        width, heads, memory_heads = settings.d_model, settings.num_heads, settings.num_memory_heads
+        self.num_heads, self.num_memory_heads, self.head_dim = heads, memory_heads, settings.head_dim
+        self.window, self.num_retrieved = settings.window, settings.num_retrieved
+        memory_width = memory_heads * self.head_dim
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, memory_width, bias=False)
+        self.value = nn.Linear(width, memory_width, bias=False)
+        self.query_conv = ShortConv(width, settings.conv_width)
+        self.key_conv = ShortConv(memory_width, settings.conv_width)
+        self.log_scale = nn.Parameter(torch.full((heads,), math.log(settings.logit_scale)))
+        self.out = nn.Linear(width, width, bias=False)
+        self.match_init()
+
+    @torch.no_grad()
+    def match_init(self) -> None:
+        """Equal contexts match (queries are projected as keys are), and what is read is copied to the stream."""
+        group = self.num_heads // self.num_memory_heads
+        nn.init.orthogonal_(self.value.weight)
+        heads = self.value.weight.unflatten(0, (self.num_memory_heads, self.head_dim))
+        self.out.weight.copy_(heads.repeat_interleave(group, dim=0).flatten(0, 1).T / group)
+        keys = self.key.weight.unflatten(0, (self.num_memory_heads, self.head_dim))
+        self.query.weight.copy_(keys.repeat_interleave(group, dim=0).flatten(0, 1))
+        self.query_conv.peak(_QUERY_TAPS)
+        self.key_conv.peak(_KEY_TAPS)
+
+    def init_state(self, batch_size: int) -> AnchorState:
+        memory = Memory.empty(batch_size, self.num_memory_heads, self.head_dim, self.key.weight)
+        return AnchorState(memory, self.query_conv.init_state(batch_size), self.key_conv.init_state(batch_size))
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.num_memory_heads * self.head_dim * self.key.weight.element_size()
+
+    def forward(self, x: Tensor, state: AnchorState) -> tuple[Tensor, AnchorState]:
+        query, query_tail = self.query_conv(self.query(x), state.query_tail)
+        key, key_tail = self.key_conv(self.key(x), state.key_tail)
+        q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * self.log_scale.exp()[:, None]
+        k = l2_norm(key.unflatten(-1, (self.num_memory_heads, self.head_dim)))
+        v = self.value(x).unflatten(-1, (self.num_memory_heads, self.head_dim))
+        start = state.memory.length if state.memory.capacity else None
+        memory = state.memory.append(k, v)
+        keys, values = memory.read()
+        read = anchor_read(q.transpose(1, 2), keys, values, start, window=self.window, num_retrieved=self.num_retrieved)
+        return self.out(read.transpose(1, 2).flatten(2)), AnchorState(memory, query_tail, key_tail)

@@ -1,0 +1,138 @@
+"""SimpleMind: every token is routed to a few channels, writes to them and reads from them. Constant state."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfa.config import PositiveInt, config
+from hfa.errors import ConfigError
+from hfa.models.base import Mixer, ModelConfig
+from hfa.nn.conv import ShortConv
+from hfa.nn.norm import rms_norm
+from hfa.ops.routing import route
+from hfa.ops.scan import scan
+
+_FASTEST_DECAY = 1.2  # nats a token: chunk_size * this must stay under 80, where exp overflows float32
+
+
+@config
+class RoutedSettings(ModelConfig):
+    """What a layer of routed channels needs."""
+
+    num_channels: PositiveInt  # per head
+    active_channels: PositiveInt  # the most a token may use (routers `dynamic` and `hard`)
+    router: Literal["dynamic", "soft", "hard"]
+    aggregation: Literal["learnable", "mean", "sum"]
+    conv_width: PositiveInt
+    chunk_size: PositiveInt
+
+    def check(self) -> None:
+        super().check()
+        if self.active_channels >= self.num_channels:
+            raise ConfigError("active_channels", self.active_channels, f"fewer than num_channels={self.num_channels}")
+        if self.chunk_size * _FASTEST_DECAY >= 80:
+            raise ConfigError("chunk_size", self.chunk_size, "at most 64, so that float32 does not overflow")
+
+
+@config
+class SimpleMindConfig(RoutedSettings):
+    """See :class:`RoutedChannels`."""
+
+    name: ClassVar[str] = "simplemind"
+
+    def mixer(self, layer: int) -> Mixer:
+        return RoutedChannels(self, match=layer == self.num_layers - 1)
+
+
+class RoutedState(NamedTuple):
+    """What a layer of routed channels carries."""
+
+    channels: Tensor  # float32 [B, H, C, V], with one more column of running weights for `mean`
+    tail: Tensor  # [B, conv_width - 1, 2 H C + D]
+
+
+class RoutedChannels(Mixer):
+    """A gated recurrence whose keys and queries are routing weights over C channels a head.
+
+        w, r = route(rms(conv(W_k x))), route(rms(conv(W_q x)))      write and read weights, mostly zero
+        S' = diag(a) S                                               only the channels written to decay
+        learnable: S = S' + w b (v - w^T S')                         replaces what the channels predicted
+        sum:       S = S' + w b v
+        mean:      as sum, read as the weighted mean of what was written
+        o = S^T r
+
+    Args:
+        settings: the sizes, router and aggregation.
+        match: start as a content-addressed copy of the token after a repeated one; the last layer needs it.
+    """
+
+    def __init__(self, settings: RoutedSettings, *, match: bool) -> None:
+        super().__init__()
+        width, heads = settings.d_model, settings.num_heads
+        self.num_heads, self.head_dim = heads, settings.head_dim
+        self.router, self.aggregation = settings.router, settings.aggregation
+        self.budget, self.chunk_size = settings.active_channels, settings.chunk_size
+        self.widths = [heads * settings.num_channels, heads * settings.num_channels, width]
+        self.qkv = nn.Linear(width, sum(self.widths), bias=False)
+        self.conv = ShortConv(sum(self.widths), settings.conv_width)
+        self.gates = nn.Linear(width, 4 * heads)  # decay, write strength, thresholds of the query and of the key
+        with torch.no_grad():
+            self.gates.weight[2 * heads :] = 0.0
+            self.gates.bias.copy_(torch.tensor([6.0, -2.0, 1.0, 1.0]).repeat_interleave(heads))
+        self.out_gate = nn.Linear(width, width, bias=False)
+        self.out_norm = nn.RMSNorm(settings.head_dim, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+        if match:
+            self.match_init()
+
+    @torch.no_grad()
+    def match_init(self) -> None:
+        """A token is written under its predecessor's routing, and what is read is copied to the stream."""
+        q, k, v = self.qkv.weight.split(self.widths)
+        k.copy_(q)
+        nn.init.orthogonal_(v)
+        self.out.weight.copy_(v.T)
+        self.conv.weight.mul_(0.2)
+        q_conv, k_conv, v_conv = self.conv.weight.split(self.widths, dim=1)
+        q_conv[0] += 0.8
+        k_conv[min(1, len(k_conv) - 1)] += 0.8
+        v_conv[0] += 0.8
+
+    def init_state(self, batch_size: int) -> RoutedState:
+        weight = self.qkv.weight
+        columns = self.head_dim + (self.aggregation == "mean")
+        shape = (batch_size, self.num_heads, self.widths[0] // self.num_heads, columns)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return RoutedState(weight.new_zeros(shape, dtype=dtype), self.conv.init_state(batch_size))
+
+    def forward(self, x: Tensor, state: RoutedState) -> tuple[Tensor, RoutedState]:
+        mixed, tail = self.conv(self.qkv(x), state.tail)
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, T, C] or [B, H, T, V]
+            for part in mixed.split(self.widths, dim=-1)
+        )
+        decay, write, q_theta, k_theta = self.gates(x).transpose(1, 2)[..., None].chunk(4, dim=1)  # [B, H, T, 1]
+        reading = route(rms_norm(q), self.router, q_theta, self.budget)
+        writing = route(rms_norm(k), self.router, k_theta, self.budget)
+        share = writing / (writing.amax(-1, keepdim=True) + 1e-6)
+        log_decay = F.logsigmoid(decay).clamp(min=-_FASTEST_DECAY) * share  # unrouted channels stay as they are
+        if self.aggregation == "mean":
+            v = F.pad(v, (0, 1), value=1.0)
+        read, channels = scan(
+            reading,
+            writing,
+            v,
+            log_decay,
+            torch.sigmoid(write),
+            state.channels,
+            erase=self.aggregation == "learnable",
+            chunk_size=self.chunk_size,
+        )
+        if self.aggregation == "mean":
+            read = read[..., :-1] / (read[..., -1:] + 1e-3)
+        read = self.out_norm(read.to(x.dtype)).transpose(1, 2).flatten(2)
+        return self.out(read * F.silu(self.out_gate(x))), RoutedState(channels, tail)

@@ -1,0 +1,83 @@
+"""The Transformer baseline: RoPE, SwiGLU, RMSNorm and exact attention to every token."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hfa.config import NonNegativeInt, PositiveFloat, PositiveInt, config
+from hfa.errors import ConfigError
+from hfa.models.base import Mixer, ModelConfig
+from hfa.models.memory import Memory
+from hfa.nn.conv import ShortConv
+from hfa.nn.rotary import rotate
+from hfa.ops.attention import causal_attention
+
+
+@config
+class TransformerConfig(ModelConfig):
+    """See :class:`Attention`."""
+
+    name: ClassVar[str] = "transformer"
+
+    num_kv_heads: PositiveInt
+    rope_base: PositiveFloat
+    conv_width: NonNegativeInt  # taps of a short convolution before q, k and v; 0 leaves it out
+
+    def check(self) -> None:
+        super().check()
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError("num_kv_heads", self.num_kv_heads, f"a divisor of num_heads={self.num_heads}")
+        if self.head_dim % 2:
+            raise ConfigError("num_heads", self.num_heads, f"an even d_model / num_heads for RoPE, not {self.head_dim}")
+
+    def mixer(self, layer: int) -> Attention:
+        return Attention(self)
+
+
+class AttentionState(NamedTuple):
+    """What an attention layer carries."""
+
+    memory: Memory  # keys (already rotated) and values of every token
+    tail: Tensor  # [B, conv_width - 1, channels] of the convolution
+
+
+class Attention(Mixer):
+    """Causal softmax attention with rotary positions and grouped key-value heads."""
+
+    def __init__(self, settings: TransformerConfig) -> None:
+        super().__init__()
+        self.num_kv_heads, self.head_dim = settings.num_kv_heads, settings.head_dim
+        self.rope_base = settings.rope_base
+        self.widths = [self.head_dim * n for n in (settings.num_heads, self.num_kv_heads, self.num_kv_heads)]
+        self.qkv = nn.Linear(settings.d_model, sum(self.widths), bias=False)
+        self.conv = ShortConv(sum(self.widths), settings.conv_width) if settings.conv_width else None
+        self.out = nn.Linear(settings.d_model, settings.d_model, bias=False)
+
+    def init_state(self, batch_size: int) -> AttentionState:
+        weight = self.qkv.weight
+        memory = Memory.empty(batch_size, self.num_kv_heads, self.head_dim, weight)
+        tail = self.conv.init_state(batch_size) if self.conv else weight.new_zeros(batch_size, 0, sum(self.widths))
+        return AttentionState(memory, tail)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.widths[1] * self.qkv.weight.element_size()
+
+    def forward(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        memory, tail = state
+        qkv = self.qkv(x)
+        if self.conv:
+            qkv, tail = self.conv(qkv, tail)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.widths, dim=-1))
+        start = memory.length
+        positions = start[:, None] + torch.arange(x.shape[1], device=x.device)
+        q = rotate(q.transpose(1, 2), positions, self.rope_base)
+        k = rotate(k.transpose(1, 2), positions, self.rope_base)
+        fresh = memory.capacity == 0
+        memory = memory.append(k.transpose(1, 2), v)
+        keys, values = memory.read()
+        mixed = causal_attention(q, keys, values, None if fresh else start, scale=self.head_dim**-0.5)
+        return self.out(mixed.transpose(1, 2).flatten(2)), AttentionState(memory, tail)

@@ -1,0 +1,65 @@
+"""The chunked recurrence against the one on paper: outputs, final state and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hfa.ops.scan import chunked_scan, naive_scan, scan
+
+
+def inputs(length: int, *, per_channel: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    q, k = draw(2, 2, length, 6), torch.nn.functional.normalize(draw(2, 2, length, 6), dim=-1)
+    v, state = draw(2, 2, length, 5), draw(2, 2, 6, 5)
+    log_decay = -1.2 * torch.rand(2, 2, length, 6 if per_channel else 1, generator=generator, dtype=torch.float64)
+    beta = torch.rand(2, 2, length, 1, generator=generator, dtype=torch.float64)
+    return [x.to(dtype).requires_grad_() for x in (q, k, v, log_decay, beta, state)]
+
+
+@pytest.mark.parametrize("erase", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(("length", "chunk_size"), [(1, 8), (7, 8), (8, 8), (29, 8), (29, 5), (70, 64)])
+def test_chunked_equals_naive(length: int, chunk_size: int, per_channel: bool, erase: bool) -> None:
+    arguments = inputs(length, per_channel=per_channel)
+    expected = naive_scan(*arguments, erase=erase)
+    got = chunked_scan(*arguments, erase=erase, chunk_size=chunk_size)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in expected]
+    gradients = [
+        torch.autograd.grad(sum((x * w).sum() for x, w in zip(pair, weights, strict=True)), arguments)
+        for pair in (got, expected)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("erase", [True, False])
+def test_one_token_equals_naive(erase: bool) -> None:
+    arguments = inputs(1, per_channel=True)
+    for ours, theirs in zip(
+        scan(*arguments, erase=erase, chunk_size=64), naive_scan(*arguments, erase=erase), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_the_fastest_decay_stays_finite_in_float32() -> None:
+    arguments = inputs(256, per_channel=True, dtype=torch.float32)
+    with torch.no_grad():
+        arguments[3].fill_(-1.2)
+    out, state = scan(*arguments, erase=True, chunk_size=64)
+    expected, _ = naive_scan(*arguments, erase=True)
+    assert torch.isfinite(state).all()
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_low_precision_inputs_are_carried_in_float32() -> None:
+    arguments = [x.detach().bfloat16() for x in inputs(9, per_channel=False)]
+    out, state = scan(*arguments, erase=True, chunk_size=4)
+    assert out.dtype == state.dtype == torch.float32

@@ -1,0 +1,166 @@
+"""The contract of every model under conf/model: causal, streaming, rows apart, states that are values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from safetensors.torch import load, save
+
+from hfa.config import from_node
+from hfa.models import LanguageModel, ModelConfig
+from hfa.models.state import flatten, num_bytes, select_rows, stack_rows, unflatten
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+SMALL = {
+    "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "dropout": 0.0, "num_kv_heads": 1,
+    "anchor_layers": [1], "num_memory_heads": 1, "window": 5, "num_retrieved": 4, "num_channels": 16,
+    "active_channels": 4, "chunk_size": 8, "pattern": ["routed", "anchor", "flow"],
+}  # fmt: skip
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+ROUTED = [
+    f"simplemind:{router}:{aggregation}"
+    for router in ("dynamic", "soft", "hard")
+    for aggregation in ("learnable", "mean", "sum")
+]
+
+
+def build(name: str, **changes: object) -> LanguageModel:
+    """A small model from its YAML: every value the file has and `SMALL` names is shrunk."""
+    name, *variant = name.split(":")
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    assert isinstance(node, dict)
+    node |= {key: value for key, value in SMALL.items() if key in node} | changes
+    if variant:
+        node |= dict(zip(("router", "aggregation"), variant, strict=True))
+    torch.manual_seed(0)
+    return from_node(node, "model", ModelConfig).build().eval()
+
+
+def some_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 61, (rows, length), generator=generator)
+
+
+@pytest.fixture(params=[*NAMES, *ROUTED], scope="module")
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return build(request.param)
+
+
+@torch.no_grad()
+def test_a_token_changes_no_logit_before_it(model: LanguageModel) -> None:
+    tokens = some_tokens(1, 40)
+    logits, _ = model(tokens)
+    for t in (1, 7, 8, 23, 39):
+        changed = tokens.clone()
+        changed[0, t] = (changed[0, t] + 1) % 61
+        other, _ = model(changed)
+        assert torch.equal(other[:, :t], logits[:, :t]), t
+        assert not torch.equal(other[:, t:], logits[:, t:]), t
+
+
+@settings(deadline=None, max_examples=12)
+@given(cuts=st.lists(st.integers(1, 44), max_size=6, unique=True).map(sorted))
+def test_any_split_of_a_sequence_gives_the_same_logits(model: LanguageModel, cuts: list[int]) -> None:
+    tokens = some_tokens(2, 45)
+    with torch.no_grad():
+        whole, _ = model(tokens)
+        state, parts = model.init_state(2), []
+        for first, last in zip([0, *cuts], [*cuts, 45], strict=True):
+            logits, state = model(tokens[:, first:last], state)
+            parts.append(logits)
+    streamed = torch.cat(parts, 1)
+    torch.testing.assert_close(streamed, whole, atol=1e-4, rtol=0)
+    assert torch.equal(streamed.argmax(-1), whole.argmax(-1))
+
+
+@torch.no_grad()
+def test_stepping_gives_the_same_logits(model: LanguageModel) -> None:
+    tokens = some_tokens(2, 30)
+    whole, _ = model(tokens)
+    state, steps = model.init_state(2), []
+    for t in range(30):
+        logits, state = model.step(tokens[:, t], state)
+        steps.append(logits)
+    torch.testing.assert_close(torch.stack(steps, 1), whole, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_chunk_size_is_invisible(name: str) -> None:
+    tokens = some_tokens(2, 70)
+    if "chunk_size" not in build(name).config.to_dict():
+        chunked = [build(name)]
+    else:
+        chunked = [build(name, chunk_size=size) for size in (3, 16, 64)]
+    first, *others = (model(tokens)[0] for model in chunked)
+    for other in others:
+        torch.testing.assert_close(other, first, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_rows_do_not_see_each_other(model: LanguageModel) -> None:
+    lengths = [3, 17, 30]
+    rows = [some_tokens(1, length, seed=length) for length in lengths]
+    states = [model(row)[1] for row in rows]
+    together = stack_rows(states)
+    following = some_tokens(3, 6, seed=9)
+    logits, together = model(following, together)
+    for i, state in enumerate(states):
+        alone, state = model(following[i : i + 1], state)
+        torch.testing.assert_close(logits[i : i + 1], alone, atol=1e-4, rtol=0)
+        stepped, _ = model.step(following[i : i + 1, 0], state)
+        taken, _ = model.step(following[i : i + 1, 0], select_rows(together, [i]))
+        torch.testing.assert_close(stepped, taken, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_saved_state_resumes_bitwise(model: LanguageModel) -> None:
+    _, state = model(some_tokens(2, 21))
+    following = some_tokens(2, 5, seed=1)
+    expected, _ = model(following, state)
+    loaded = unflatten(model.init_state(2), load(save(flatten(state))))
+    assert torch.equal(model(following, loaded)[0], expected)
+
+
+@torch.no_grad()
+def test_a_state_can_be_continued_twice(model: LanguageModel) -> None:
+    _, state = model(some_tokens(2, 11))
+    one, two = some_tokens(2, 9, seed=1), some_tokens(2, 9, seed=2)
+    expected = model(one, state)[0]
+    _, fork = model.step(two[:, 0], state)
+    model(two[:, 1:], fork)
+    assert torch.equal(model(one, state)[0], expected)
+
+
+@torch.no_grad()
+def test_state_bytes_is_what_a_state_holds(model: LanguageModel) -> None:
+    for length in (1, 33):
+        _, state = model(some_tokens(1, length))
+        assert model.state_bytes(length) == num_bytes(state)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_mode_and_inference_agree_without_dropout(name: str) -> None:
+    model, tokens = build(name), some_tokens(2, 33)
+    trained = model.train()(tokens)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(tokens)[0], trained, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_flow_through_a_carried_state(name: str) -> None:
+    """Backpropagating through two calls equals backpropagating through one, in float64."""
+    model, tokens = build(name).double(), some_tokens(2, 20)
+    model(tokens)[0].square().sum().backward()
+    whole = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    first, state = model(tokens[:, :13])
+    second, _ = model(tokens[:, 13:], state)
+    (first.square().sum() + second.square().sum()).backward()
+    for parameter, expected in zip(model.parameters(), whole, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-6)
