@@ -15,9 +15,13 @@ def inputs(rows: int, length: int, stored: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(("window", "num_retrieved"), [(1, 1), (3, 2), (4, 30), (40, 1)])
+@pytest.mark.parametrize("span", [1, 2, 32])
 @pytest.mark.parametrize("scores", [1, 1 << 24])
-def test_blocked_equals_naive(window: int, num_retrieved: int, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocked_equals_naive(
+    window: int, num_retrieved: int, scores: int, span: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(blocked, "_SCORES", scores)
+    monkeypatch.setattr(blocked, "_SPAN", span)
     q, k, v = inputs(2, 11, 23)
     start = torch.tensor([12, 7])  # the second row holds fewer tokens than the buffer is long
     got = anchor_read(q, k, v, start, window=window, num_retrieved=num_retrieved)
