@@ -91,7 +91,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Artifact:
     description = read_config(folder)
     known = architectures()
     name = description.get("architecture")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise CheckpointError(f"{folder}: architecture {name!r} is not one of {', '.join(known)}.")
     weights = _checked_weights(folder, description)
     try:

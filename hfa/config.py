@@ -109,6 +109,13 @@ def from_node(node: Mapping[str, Any], key: str, kind: type[_C]) -> _C:
     return from_mapping(cls, values, key)
 
 
+class _Nothing:
+    """Stands for a missing value in a sentence."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
 def _convert(value: Any, key: str) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:
@@ -129,6 +136,6 @@ def _sentence(cls: type[Config], problem: Mapping[str, Any], key: str) -> Config
             path, problem["input"], expected, f"did you mean {close[0]}?" if close else f"keys are {', '.join(names)}"
         )
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return ConfigError(path, None, "a value", "set it in the YAML or on the command line")
+        return ConfigError(path, _Nothing(), "a value", "set it in the YAML or on the command line")
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return ConfigError(path, problem["input"], expected)

@@ -1,0 +1,41 @@
+# make demo: set up, train, evaluate, serve and query, in a few minutes.   make test: set up and test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check lock clean
+
+help: ## show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(READY) ## make .venv and install everything in it, pinned by constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(not ok)' || \
+	  { echo "hfa needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V); try: make PYTHON=python3.11" >&2; exit 2; }
+	@echo "==> Setting up $(VENV) (two minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## train HFA and SimpleMind, evaluate both, serve them, send signed requests
+	@$(BIN)/python -m experiments.quickstart
+
+test: $(READY) ## run the tests
+	@echo "==> Testing"
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+check: $(READY) ## format, lint, types and the direction of imports
+	@echo "==> Checking"
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timing 2>&1 | tail -n 3
+
+lock: $(READY) ## write constraints.txt anew from what is installed
+	@{ echo "# What \`make setup\` installs, pinned; written by \`make lock\`."; \
+	   $(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//'; } > constraints.txt
+
+clean: ## remove what was built and run here
+	rm -rf $(VENV) outputs multirun .hfa .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
