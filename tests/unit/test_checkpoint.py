@@ -66,7 +66,7 @@ def test_latest_is_the_newest_of_the_architecture(tmp_path: Path) -> None:
     assert checkpoint.resolve("latest", architecture="simplemind", root=tmp_path) == newer
     assert checkpoint.resolve("best", architecture=None, root=tmp_path) == tmp_path / "b" / "best"
     assert checkpoint.resolve(str(older), architecture=None, root=tmp_path) == older
-    with pytest.raises(CheckpointError, match="no hfa artifact below .*; train one with `python train.py model=hfa`"):
+    with pytest.raises(CheckpointError, match=r"no hfa artifact below .*; train one with `python train.py model=hfa`"):
         checkpoint.resolve("latest", architecture="hfa", root=tmp_path)
 
 

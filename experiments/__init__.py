@@ -1,0 +1,1 @@
+"""Studies: one folder each, with its claim, its command, its results and their provenance."""

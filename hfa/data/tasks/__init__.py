@@ -1,0 +1,1 @@
+"""Recall tasks, made on the fly from a seed at any length."""

@@ -1,0 +1,228 @@
+"""The engine: one thread, one model, one loop. Schedule, run, sample, commit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Literal, NamedTuple
+
+import torch
+
+from hfa.config import Config, NonNegativeInt, PositiveInt, config
+from hfa.errors import ConfigError, RequestError
+from hfa.inference.device import choose_device, is_device_name, place
+from hfa.inference.generation import Generation
+from hfa.inference.request import FinishReason, GenerationRequest
+from hfa.inference.runner import Output, Runner
+from hfa.inference.scheduler import Scheduler
+from hfa.inference.sequence import Sequence
+from hfa.models import LanguageModel
+
+log = logging.getLogger(__name__)
+
+_JOIN_S = 10.0  # how long a step that is under way may take to end when the engine closes
+
+
+@config
+class EngineConfig(Config):
+    """How a model is served.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N; a GPU that runs out of memory falls back to the CPU.
+        dtype: of the matrix products.
+        threads: of the CPU, for this model; 0 leaves it to torch.
+        prefill_chunk: tokens of prompts read in one step; smaller means steadier streams, larger faster prompts.
+        max_concurrent: requests that run together.
+        max_queue: requests that wait; more are refused.
+        state_budget_mib: memory for the states of running requests.
+    """
+
+    device: str
+    dtype: Literal["float32", "bfloat16"]
+    threads: NonNegativeInt
+    prefill_chunk: PositiveInt
+    max_concurrent: PositiveInt
+    max_queue: NonNegativeInt
+    state_budget_mib: PositiveInt
+
+    def check(self) -> None:
+        if not is_device_name(self.device):
+            raise ConfigError("device", self.device, "auto, cpu, cuda or cuda:N")
+
+    def build(self, model: LanguageModel, name: str) -> Engine:
+        """Start an engine for `model`, which it takes over and moves to its device."""
+        device = place(model.eval(), choose_device(self.device))
+        return Engine(Runner(model, device, getattr(torch, self.dtype)), self, name)
+
+
+class Load(NamedTuple):
+    """What an engine is doing at a moment."""
+
+    accepting: bool
+    running: int
+    waiting: int
+    max_concurrent: int
+    max_queue: int
+    state_bytes: int  # reserved
+    budget_bytes: int
+    device: str
+
+    @property
+    def room(self) -> int:
+        """Requests it would still take."""
+        return max(0, self.max_concurrent + self.max_queue - self.running - self.waiting) if self.accepting else 0
+
+
+class Engine:
+    """Serves one model to any number of callers, on any number of event loops::
+
+        async for event in engine.submit(request):
+            ...
+
+    Requests join and leave between any two steps. Token ids come in and go out; the engine knows neither text nor
+    the network.
+
+    Args:
+        runner: the model.
+        settings: the limits.
+        name: of the model, for logs.
+    """
+
+    def __init__(self, runner: Runner, settings: EngineConfig, name: str) -> None:
+        self.name = name
+        self._runner = runner
+        self._threads = settings.threads
+        self._scheduler = Scheduler(
+            max_concurrent=settings.max_concurrent,
+            max_queue=settings.max_queue,
+            budget_bytes=settings.state_budget_mib * 2**20,
+            prefill_chunk=settings.prefill_chunk,
+        )
+        self._changed = threading.Condition()  # guards the scheduler
+        self._accepting = True
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens of prompt and answer together that the model accepts."""
+        return self._runner.model.config.max_seq_len
+
+    @property
+    def num_parameters(self) -> int:
+        return self._runner.model.num_parameters
+
+    def state_bytes(self, seq_len: int) -> int:
+        """Bytes that the state of one request takes at `seq_len` tokens."""
+        return self._runner.model.state_bytes(seq_len)
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Queue a request; its events come from the result.
+
+        Raises:
+            RequestError: 413 for a request that is too long, 422 for a token that is none, 503 for an engine that is
+                full or closing.
+        """
+        settings = self._runner.model.config
+        if request.seq_len > settings.max_seq_len:
+            raise RequestError(
+                413,
+                f"{len(request.tokens)} tokens of prompt and {request.max_tokens} to generate are {request.seq_len}, "
+                f"and {self.name} takes {settings.max_seq_len}.",
+            )
+        if min(request.tokens) < 0 or max(request.tokens) >= settings.vocab_size:
+            raise RequestError(422, f"The prompt has token ids outside 0 to {settings.vocab_size - 1}.")
+        sequence = Sequence(request, self.state_bytes(request.seq_len))
+        with self._changed:
+            if not self._accepting:
+                raise RequestError(503, f"{self.name} is shutting down.")
+            self._scheduler.add(sequence)
+            self._changed.notify_all()
+        return sequence.generation
+
+    def load(self) -> Load:
+        """A snapshot, from any thread."""
+        with self._changed:
+            scheduler = self._scheduler
+            return Load(
+                accepting=self._accepting,
+                running=scheduler.num_active,
+                waiting=scheduler.num_waiting,
+                max_concurrent=scheduler.max_concurrent,
+                max_queue=scheduler.max_queue,
+                state_bytes=scheduler.reserved_bytes,
+                budget_bytes=scheduler.budget_bytes,
+                device=str(self._runner.device),
+            )
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Take no more requests, give those that are there `drain_s` seconds, end the rest, stop. Idempotent."""
+        with self._changed:
+            self._accepting = False
+            self._changed.wait_for(lambda: not self._scheduler.sequences(), timeout=drain_s)
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(_JOIN_S)
+        if self._thread.is_alive():
+            log.warning("%s is still in a step after %g s; its thread is left behind", self.name, _JOIN_S)
+
+    def _loop(self) -> None:
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while self._wait_for_work():
+                try:
+                    self._step()
+                except Exception as error:
+                    log.exception("A step of %s failed", self.name)
+                    self._end_all("error", _describe(error))
+        self._end_all("shutdown")
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._scheduler.sequences())
+            return not self._stopping
+
+    def _step(self) -> None:
+        with self._changed:
+            plan = self._scheduler.schedule()
+        for sequence, reason in plan.ended:
+            self._end(sequence, reason)
+        for output in self._runner.run(plan):
+            self._commit(output)
+
+    def _commit(self, output: Output) -> None:
+        sequence, logits, error = output
+        reason: FinishReason | None = None
+        if logits is not None:
+            try:
+                reason = sequence.commit(logits)
+            except Exception as failure:
+                log.exception("Sampling failed for a request to %s", self.name)
+                error = failure
+        if error is not None:
+            reason = "error"
+        if reason is not None:
+            with self._changed:
+                self._scheduler.remove(sequence)
+            self._end(sequence, reason, _describe(error) if error else "")
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
+        self._runner.release(sequence)
+        sequence.finish(reason, error)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _end_all(self, reason: FinishReason, error: str = "") -> None:
+        with self._changed:
+            sequences = self._scheduler.sequences()
+            for sequence in sequences:
+                self._scheduler.remove(sequence)
+        for sequence in sequences:
+            self._end(sequence, reason, error)
+
+
+def _describe(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

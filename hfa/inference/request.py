@@ -1,0 +1,75 @@
+"""What is asked of the engine, in token ids, and what it answers: events."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from hfa.errors import RequestError
+from hfa.inference.sampling import Sampling
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error", "shutdown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One continuation of one prompt.
+
+    Args:
+        tokens: the prompt, at least one id.
+        max_tokens: how many ids to generate at most.
+        sampling: how the next id is chosen, seed included.
+        stop_tokens: ids that end the answer; they are not part of it.
+        deadline_s: seconds from submission after which the answer ends as it is; None for no limit.
+
+    Raises:
+        RequestError: 422 for a value that cannot work.
+    """
+
+    tokens: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    stop_tokens: frozenset[int] = frozenset()
+    deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise RequestError(422, "The prompt has no tokens; send at least one.")
+        if self.max_tokens < 1:
+            raise RequestError(422, f"max_tokens: got {self.max_tokens}, expected at least 1.")
+        if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
+            raise RequestError(422, f"deadline_s: got {self.deadline_s}, expected a positive number of seconds.")
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in the state at the end, prompt and answer together."""
+        return len(self.tokens) + self.max_tokens
+
+
+class Timing(NamedTuple):
+    """Where the time of one request went, in seconds."""
+
+    queue_s: float  # from submission until it was admitted
+    prefill_s: float  # from then until the first token
+    decode_s: float  # from then until the last
+
+
+class TokenEvent(NamedTuple):
+    """One generated token."""
+
+    number: int  # 0 for the first
+    token: int
+
+
+class FinishEvent(NamedTuple):
+    """The end of every stream, exactly once."""
+
+    reason: FinishReason
+    prompt_tokens: int  # that were read
+    completion_tokens: int
+    timing: Timing
+    error: str = ""  # what the model raised; for logs and statistics, not for callers
+
+
+Event = TokenEvent | FinishEvent

@@ -1,0 +1,130 @@
+"""Figures: recall by length and depth, and loss by position, for one model or several side by side."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfa.metrics.bits import LossByPosition
+from hfa.metrics.recall import Recall
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with any colour vision, each with a marker of its own for print
+_LINES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+_WIDTH = 10.0  # inches: at 100 pixels an inch, text of 8 points is readable
+_DPI = 150
+
+
+def plot_recall(recalls: Mapping[str, Recall], path: Path, title: str = "Exact recall, % of answers") -> Path:
+    """A heat-map of accuracy for each task and model: depth against length.
+
+    A cell says its accuracy in percent and the number of answers. The last row is over all depths, with the 95%
+    interval. Where nothing was asked, a cell is grey.
+
+    Args:
+        recalls: by the model's name.
+        path: where the PNG goes.
+        title: stands above.
+
+    Returns:
+        `path`.
+    """
+    panels = [(task, model) for task in sorted({t for r in recalls.values() for t in r.tasks()}) for model in recalls]
+    columns = 1 if len(panels) == 1 else 2
+    rows = max(1, math.ceil(len(panels) / columns))
+    depth_bins = max((recall.depth_bins for recall in recalls.values()), default=1)
+    figure = _figure(rows * (1.3 + 0.42 * (depth_bins + 1)) + 0.5, title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (task, model) in zip(grid.flat, panels, strict=False):
+        lengths = sorted({length for recall in recalls.values() for length in recall.lengths(task)})
+        _heat_map(axes, recalls[model], task, lengths)
+        axes.set_title(f"{model} on {task}", fontsize=11)
+    return _save(figure, path)
+
+
+def plot_loss(losses: Mapping[str, LossByPosition], path: Path, title: str = "Loss by position") -> Path:
+    """A curve for each model: bits per byte against the position in the context, on a logarithmic axis.
+
+    Args:
+        losses: by the model's name.
+        path: where the PNG goes.
+        title: stands above.
+
+    Returns:
+        `path`.
+    """
+    figure = _figure(5.2, title)
+    axes = figure.subplots()
+    for (name, loss), (colour, marker) in zip(losses.items(), _LINES * len(losses), strict=False):
+        filled = [(a, b, bits) for a, b, bits in zip(loss.edges, loss.edges[1:], loss.bins, strict=False) if bits.bytes]
+        middles = [(start + stop - 1) / 2 + 1 for start, stop, _ in filled]
+        axes.plot(middles, [bits.value for *_, bits in filled], color=colour, marker=marker, label=name)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.set_xlabel("position in the context (tokens)")
+    axes.set_ylabel("bits per byte (less is better)")
+    axes.grid(alpha=0.3)
+    if losses:
+        axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def _heat_map(axes: Axes, recall: Recall, task: str, lengths: Sequence[int]) -> None:
+    bins: list[int | None] = [*range(recall.depth_bins), None]
+    counts = [[recall.at(task, length, depth_bin) for length in lengths] for depth_bin in bins]
+    percent = np.array([[100 * count.accuracy for count in row] for row in counts])
+    axes.set_facecolor("0.9")
+    axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            if not count.answers:
+                continue
+            low, high = (100 * bound for bound in count.interval)
+            detail = f"n={count.answers}" if bins[y] is not None else f"{low:.0f} to {high:.0f}"
+            colour = "black" if count.accuracy > 0.55 else "white"
+            axes.text(x, y - 0.14, _percent(count.accuracy), ha="center", va="center", color=colour, fontsize=9)
+            axes.text(x, y + 0.26, detail, ha="center", va="center", color=colour, fontsize=6.5)
+    axes.axhline(recall.depth_bins - 0.5, color="white", linewidth=4)
+    edges = [round(100 * i / recall.depth_bins) for i in range(recall.depth_bins + 1)]
+    names = [f"{start} to {stop}%" for start, stop in itertools.pairwise(edges)]
+    axes.set_yticks(range(len(bins)), [*names, "all"], fontsize=8)
+    axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths], fontsize=8)
+    axes.set_ylabel("depth of the evidence", fontsize=9)
+    axes.set_xlabel("length of the context (tokens)", fontsize=9)
+
+
+def _percent(rate: float) -> str:
+    """Percent without decimals, which never says 100 or 0 when it is not exactly that."""
+    return f"{100 * rate:.0f}" if rate in (0, 1) or 0.005 < rate < 0.995 else f"{100 * rate:.1f}"
+
+
+def _short(tokens: float) -> str:
+    """131072 as 128K; what is not a whole number of K as it is."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
+        if tokens >= unit and tokens % unit == 0:
+            return f"{tokens // unit:.0f}{name}"
+    return f"{tokens:g}"
+
+
+def _figure(height: float, title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path

@@ -1,0 +1,157 @@
+"""Exact recall, counted by task, by length of the context, and by how deep in it the evidence stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hfa.types import NOWHERE
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> Interval:
+    """Confidence interval of a proportion, honest at 0%, at 100% and for few trials; 95% unless told.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if not trials:
+        return Interval(0.0, 1.0)
+    rate, spread = successes / trials, z * z / trials
+    centre = (rate + spread / 2) / (1 + spread)
+    margin = z * math.sqrt(rate * (1 - rate) / trials + spread / trials / 4) / (1 + spread)
+    return Interval(max(0.0, centre - margin), min(1.0, centre + margin))
+
+
+@dataclasses.dataclass
+class Count:
+    """Answers, and tokens of answers, with how many of each were right."""
+
+    answers: int = 0
+    exact: int = 0
+    tokens: int = 0
+    right: int = 0
+
+    def __add__(self, other: Count) -> Count:
+        return Count(
+            self.answers + other.answers, self.exact + other.exact, self.tokens + other.tokens, self.right + other.right
+        )
+
+    @property
+    def accuracy(self) -> float:
+        """Answers of which every token was right; NaN without answers."""
+        return self.exact / self.answers if self.answers else math.nan
+
+    @property
+    def token_accuracy(self) -> float:
+        return self.right / self.tokens if self.tokens else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """Where the true accuracy lies, with 95% confidence."""
+        return wilson(self.exact, self.answers)
+
+
+class Answer(NamedTuple):
+    """One answer: a run of positions whose evidence stands in a row."""
+
+    row: int
+    start: int
+    stop: int
+    gold: int  # position of its first token's evidence
+
+
+def find_answers(gold: np.ndarray) -> Iterator[Answer]:
+    """The answers of a batch, from where their evidence is::
+
+        gold   .  .  5  6  7  .  2  9 10      three answers: 5 6 7, then 2, then 9 10
+
+    Args:
+        gold: int64 [B, T].
+    """
+    rows, columns = np.nonzero(gold != NOWHERE)
+    if not len(rows):
+        return
+    evidence = gold[rows, columns]
+    goes_on = (np.diff(rows) == 0) & (np.diff(columns) == 1) & (np.diff(evidence) == 1)
+    starts = np.append(0, np.flatnonzero(~goes_on) + 1)
+    stops = np.append(starts[1:], len(rows))
+    for first, last in zip(starts.tolist(), (stops - 1).tolist(), strict=True):
+        yield Answer(int(rows[first]), int(columns[first]), int(columns[last]) + 1, int(evidence[first]))
+
+
+class Recall:
+    """Counts of answers by (task, length, depth).
+
+    Depth is where the evidence stands, from 0 at the start of the context to 1 at its end.
+
+    Args:
+        depth_bins: into how many equal parts depth is divided.
+    """
+
+    def __init__(self, depth_bins: int) -> None:
+        self.depth_bins = depth_bins
+        self._counts: dict[tuple[str, int, int], Count] = {}
+
+    def update(self, task: str, correct: torch.Tensor, gold: torch.Tensor) -> None:
+        """Add a batch of one task; its length is T.
+
+        Args:
+            task: what reports call it.
+            correct: whether the likeliest token was the label, bool [B, T]; read only where there is evidence.
+            gold: position of each label's evidence, int64 [B, T].
+        """
+        right, length = correct.cpu().numpy(), gold.shape[1]
+        for row, start, stop, evidence in find_answers(gold.cpu().numpy()):
+            hits = int(right[row, start:stop].sum())
+            count = Count(1, int(hits == stop - start), stop - start, hits)
+            self._add((task, length, evidence * self.depth_bins // length), count)
+
+    def tasks(self) -> list[str]:
+        return sorted({task for task, _, _ in self._counts})
+
+    def lengths(self, task: str) -> list[int]:
+        return sorted({length for name, length, _ in self._counts if name == task})
+
+    def at(self, task: str, length: int, depth_bin: int | None = None) -> Count:
+        """What was counted at one length, in one depth bin or in all."""
+        found = (
+            count
+            for (name, of_length, of_bin), count in self._counts.items()
+            if (name, of_length) == (task, length) and depth_bin in (None, of_bin)
+        )
+        return sum(found, Count())
+
+    def merge(self, other: Recall) -> None:
+        """Add what another process counted."""
+        if self.depth_bins != other.depth_bins:
+            raise ValueError(f"{self.depth_bins} and {other.depth_bins} depth bins do not merge")
+        for key, count in other._counts.items():
+            self._add(key, count)
+
+    def to_json(self) -> dict[str, Any]:
+        counts = [
+            {"task": task, "length": length, "depth_bin": depth_bin, **dataclasses.asdict(count)}
+            for (task, length, depth_bin), count in sorted(self._counts.items())
+        ]
+        return {"depth_bins": self.depth_bins, "counts": counts}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recall:
+        """Read back what :meth:`to_json` gave."""
+        recall = cls(int(data["depth_bins"]))
+        for entry in data["counts"]:
+            count = Count(**{field.name: int(entry[field.name]) for field in dataclasses.fields(Count)})
+            recall._add((str(entry["task"]), int(entry["length"]), int(entry["depth_bin"])), count)
+        return recall
+
+    def _add(self, key: tuple[str, int, int], count: Count) -> None:
+        self._counts[key] = self._counts.get(key, Count()) + count

@@ -1,0 +1,1 @@
+"""The miner: an authenticated HTTP API over engines, on a subnet."""

@@ -1,0 +1,100 @@
+"""The web application of a miner."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from hfa.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
+from hfa.errors import ConfigError
+from hfa.network.base import Network
+from hfa.serving import refusal
+from hfa.serving.admission import BodyReader, RateLimiter
+from hfa.serving.auth import Gate
+from hfa.serving.metrics import Metrics
+from hfa.serving.routes import router
+from hfa.serving.service import Limits, Service
+
+_DESCRIPTION = """A miner that serves language models with a long memory.
+
+Generation is for hotkeys of the subnet: sign the request with `btauth/1` (`bittensor.http_auth`), for the hotkey that
+`/health` shows as its receiver. The other paths are open.
+
+Every error is `{"error": {"code": ..., "message": ...}}` with one sentence that says what to do."""
+_SECURITY = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "X-Bittensor-Signature",
+    "description": "btauth/1: the headers X-Bittensor-Version, -Hotkey, -Receiver, -Nonce and -Signature, as made by "
+    "`bittensor.http_auth.sign` over method, path with query, and raw body.",
+}
+
+
+@config
+class ServerConfig(Config):
+    """The HTTP server and what it lets in.
+
+    Args:
+        host: address to listen on.
+        port: 0 takes a free one.
+        max_body_bytes: of a request.
+        body_timeout_s: for it to arrive.
+        max_uploads: request bodies on their way together.
+        max_connections: open together; more are answered 503.
+        rate_per_s: requests a second per hotkey in the long run.
+        rate_burst: and at once.
+        default_max_tokens: to generate when a request does not say.
+        max_tokens: to generate at most.
+        deadline_s: after which any answer ends as it is.
+        keep_alive_s: an idle connection stays open.
+        drain_s: that running requests get when the miner stops.
+    """
+
+    host: str
+    port: NonNegativeInt
+    max_body_bytes: PositiveInt
+    body_timeout_s: PositiveFloat
+    max_uploads: PositiveInt
+    max_connections: PositiveInt
+    rate_per_s: PositiveFloat
+    rate_burst: PositiveInt
+    default_max_tokens: PositiveInt
+    max_tokens: PositiveInt
+    deadline_s: PositiveFloat
+    keep_alive_s: PositiveInt
+    drain_s: NonNegativeFloat
+
+    def check(self) -> None:
+        if self.port > 65535:
+            raise ConfigError("port", self.port, "0 to 65535", "0 takes a free one")
+        if self.default_max_tokens > self.max_tokens:
+            raise ConfigError("default_max_tokens", self.default_max_tokens, f"at most max_tokens={self.max_tokens}")
+
+    def limits(self) -> Limits:
+        return Limits(self.default_max_tokens, self.max_tokens, self.deadline_s)
+
+
+def create_app(service: Service, network: Network, settings: ServerConfig) -> FastAPI:
+    """The application over running engines and a network; it owns neither."""
+    app = FastAPI(title="hfa miner", version=version("hfa"), description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    metrics = Metrics(service)
+    gate = Gate(
+        network,
+        RateLimiter(settings.rate_per_s, settings.rate_burst),
+        BodyReader(settings.max_body_bytes, settings.body_timeout_s, settings.max_uploads),
+    )
+    app.include_router(router(service, gate, network, metrics))
+    refusal.install(app, metrics.refused)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema.setdefault("components", {}).setdefault("securitySchemes", {})["btauth"] = _SECURITY
+        app.openapi_schema = schema
+    return app.openapi_schema

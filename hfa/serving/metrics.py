@@ -1,0 +1,83 @@
+"""What Prometheus reads: the same numbers as the statistics, and the load of the moment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from hfa.serving.schemas import ModelStatistics
+from hfa.serving.service import Service
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_QUANTILES = {"0.5": "p50_s", "0.95": "p95_s", "0.99": "p99_s"}
+
+
+class Metrics(Collector):
+    """Makes its metrics when asked, so that there is one source of every number.
+
+    Args:
+        service: models and their track record.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._refusals: Counter[str] = Counter()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def refused(self, code: str) -> None:
+        """A request was answered with the error `code`."""
+        self._refusals[code] += 1
+
+    def exposition(self) -> bytes:
+        """The text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._records()
+        yield from _times(self._service.statistics.report())
+        yield from self._loads()
+        refusals = CounterMetricFamily("hfa_refusals", "Requests answered with an error.", labels=["code"])
+        for code, number in sorted(self._refusals.items()):
+            refusals.add_metric([code], number)
+        yield refusals
+
+    def _records(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("hfa_requests", "Requests given to a model.", labels=["model", "outcome"])
+        tokens = CounterMetricFamily("hfa_tokens", "Tokens read and generated.", labels=["model", "kind"])
+        seconds = SummaryMetricFamily("hfa_request_seconds", "Time of requests that succeeded.", labels=["model"])
+        for name, record in self._service.statistics.totals().items():
+            for outcome in ("succeeded", "failed", "cancelled", "expired"):
+                requests.add_metric([name, outcome], getattr(record, outcome))
+            tokens.add_metric([name, "prompt"], record.prompt_tokens)
+            tokens.add_metric([name, "completion"], record.completion_tokens)
+            seconds.add_metric([name], count_value=record.succeeded, sum_value=record.seconds)
+        yield from (requests, tokens, seconds)
+
+    def _loads(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily("hfa_running_requests", "Requests being computed.", labels=["model"])
+        waiting = GaugeMetricFamily("hfa_waiting_requests", "Requests in the queue.", labels=["model"])
+        state = GaugeMetricFamily("hfa_state_bytes", "Reserved for states of running requests.", labels=["model"])
+        budget = GaugeMetricFamily("hfa_state_budget_bytes", "Memory for states.", labels=["model"])
+        for name, model in self._service.models.items():
+            status = model.status()
+            running.add_metric([name], status.running)
+            waiting.add_metric([name], status.waiting)
+            state.add_metric([name], status.state_bytes)
+            budget.add_metric([name], status.budget_bytes)
+        yield from (running, waiting, state, budget)
+
+
+def _times(statistics: Mapping[str, ModelStatistics]) -> Iterator[Metric]:
+    recent = GaugeMetricFamily(
+        "hfa_recent_request_seconds", "Percentiles over the latest requests.", labels=["model", "quantile"]
+    )
+    for name, report in statistics.items():
+        for quantile, attribute in _QUANTILES.items():
+            if (value := getattr(report, attribute)) is not None:
+                recent.add_metric([name, quantile], value)
+    yield recent

@@ -1,0 +1,115 @@
+"""Errors as they go out: small JSON, and a connection that closes without cutting its own answer off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from hfa.errors import RequestError
+from hfa.serving.admission import TryLaterError
+
+log = logging.getLogger(__name__)
+
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    413: "too_large",
+    422: "invalid_request",
+    429: "rate_limited",
+    500: "model_failed",
+    503: "unavailable",
+    504: "deadline",
+}
+_MAX_MESSAGE = 200  # characters: a refusal is smaller than what it refuses
+_LINGER_S = 2.0
+_LINGER_BYTES = 32 * 2**20
+
+
+def problem(status: int, message: str) -> dict[str, dict[str, str]]:
+    """The body of an error."""
+    short = message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 3] + "..."
+    return {"error": {"code": _CODES.get(status, "error"), "message": short}}
+
+
+class UnreadRefusal(Response):
+    """A refusal before the body was read.
+
+    The answer is sent whole, then what the caller is still sending is read away for a moment, then the connection is
+    closed. Closing at once would reset it, and the caller might never see the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def linger_before_end(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                await _read_away(receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await super().__call__(scope, receive, linger_before_end)
+
+
+async def _read_away(receive: Receive) -> None:
+    read = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while read < _LINGER_BYTES:
+                message = await receive()
+                read += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
+
+def _response(request: Request, status: int, message: str, headers: dict[str, str]) -> Response:
+    content: Any = problem(status, message)
+    if getattr(request.state, "body_read", False) or request.method in ("GET", "HEAD"):
+        return JSONResponse(content, status, headers)
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return UnreadRefusal(body, status, {**headers, "connection": "close"}, media_type="application/json")
+
+
+def install(app: FastAPI, count: Callable[[str], None]) -> None:
+    """Answer every error of `app` in one shape, telling `count` its code."""
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, TryLaterError) else {}
+        if error.status == 503:
+            headers.setdefault("retry-after", "5")
+        count(_CODES.get(error.status, "error"))
+        log.debug("Refused with %d: %s", error.status, error)
+        return _response(request, error.status, str(error), headers)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        count(_CODES.get(error.status_code, "error"))
+        message = f"{request.method} {request.url.path[:80]}: {error.detail}."
+        return _response(request, error.status_code, message, dict(error.headers or {}))
+
+    async def bug(request: Request, error: Exception) -> Response:
+        count("internal")
+        content = {"error": {"code": "internal", "message": "The miner failed on this request; its log says why."}}
+        return JSONResponse(content, 500)
+
+    handlers: dict[int | type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
+        RequestError: refuse,
+        HTTPException: http_error,
+        Exception: bug,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)

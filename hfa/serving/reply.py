@@ -1,0 +1,129 @@
+"""An answer on its way: text as it becomes certain, then the summary, and an entry in the record in any case."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from hfa.errors import RequestError
+from hfa.inference import FinishEvent, FinishReason, Generation, GenerationRequest, Timing
+from hfa.serving.schemas import Summary, Timings, Usage
+from hfa.serving.selection import Choice
+from hfa.serving.statistics import Statistics
+from hfa.serving.text import TextAssembler
+
+log = logging.getLogger(__name__)
+
+
+class Reply:
+    """One answer on its way::
+
+        async for piece in reply.pieces(): ...     # text, as it becomes certain
+        reply.summary                              # everything else, once the iteration has ended
+
+    The track record gets its one entry when the iteration ends, for whatever reason it does, or at `close`.
+
+    Args:
+        choice: which model, and why.
+        request: what its engine was asked.
+        generation: the engine's events.
+        text: makes text of them.
+        statistics: the track record.
+        uid: of the caller, for the log.
+    """
+
+    def __init__(
+        self,
+        choice: Choice,
+        request: GenerationRequest,
+        generation: Generation,
+        text: TextAssembler,
+        statistics: Statistics,
+        uid: int,
+    ) -> None:
+        self.summary: Summary | None = None
+        self._choice = choice
+        self._request = request
+        self._generation = generation
+        self._text = text
+        self._statistics = statistics
+        self._uid = uid
+        self._count = 0  # tokens that are part of the answer
+        self._kept = False
+
+    def close(self) -> None:
+        """Give up what has not come yet; nothing happens when all has."""
+        self._generation.cancel()
+        self._keep(None)
+
+    async def pieces(self) -> AsyncGenerator[str]:
+        """The text. Closing the iterator early ends the work.
+
+        Raises:
+            RequestError: 500 when the model failed; 503 when the miner stops and 504 when the deadline passes before
+                the first token.
+        """
+        stopped = False
+        end: FinishEvent | None = None
+        try:
+            async with aclosing(self._generation.events()) as events:
+                async for event in events:
+                    if isinstance(event, FinishEvent):
+                        end = event
+                    elif not stopped:
+                        self._count += 1
+                        if piece := self._text.feed(event.token):
+                            yield piece
+                        stopped = self._text.stopped
+                        if stopped:
+                            self._generation.cancel()
+            if rest := self._text.flush():
+                yield rest
+        finally:
+            self._keep(end)
+        assert end is not None  # every generation ends with one
+        self._raise_if_empty_handed(end)
+        self.summary = self._summarize(end)
+
+    def _reason(self, end: FinishEvent) -> FinishReason:
+        return "stop" if self._text.stopped else end.reason
+
+    def _keep(self, end: FinishEvent | None) -> None:
+        """Write the request down, once; what was computed for a caller who hung up is not known."""
+        if self._kept:
+            return
+        self._kept = True
+        end = end or FinishEvent("cancelled", 0, 0, Timing(0.0, 0.0, 0.0))
+        name, reason, read, count = self._choice.name, self._reason(end), end.prompt_tokens, self._count
+        took = f"{sum(end.timing):.3g} s"
+        log.info("%s for uid %d: %s, %d tokens in, %d out, %s", name, self._uid, reason, read, count, took)
+        self._statistics.end(
+            name, reason, prompt_tokens=read, completion_tokens=count, timing=end.timing, error=end.error
+        )
+
+    def _raise_if_empty_handed(self, end: FinishEvent) -> None:
+        reason = self._reason(end)
+        if reason == "error":
+            raise RequestError(500, f"{self._choice.name} failed on this request; ask again or name another model.")
+        if reason == "shutdown" and not self._count:
+            raise RequestError(503, "The miner is shutting down.")
+        if reason == "deadline" and not self._count:
+            raise RequestError(504, f"No token came within the deadline of {self._request.deadline_s:g} s.")
+
+    def _summarize(self, end: FinishEvent) -> Summary:
+        prompt, count, timing = len(self._request.tokens), self._count, end.timing
+        return Summary(
+            model=self._choice.name,
+            reason=self._choice.reason,
+            finish_reason=self._reason(end),
+            usage=Usage(prompt_tokens=prompt, completion_tokens=count),
+            context_length=prompt + count,
+            seed=self._request.sampling.seed,
+            timings=Timings(
+                **timing._asdict(),
+                total_s=sum(timing),
+                prefill_tokens_per_s=prompt / timing.prefill_s if timing.prefill_s else None,
+                tokens_per_s=(count - 1) / timing.decode_s if count > 1 and timing.decode_s else None,
+            ),
+        )

@@ -1,0 +1,193 @@
+"""What goes over the wire: the shapes of requests and answers, as OpenAPI shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hfa.errors import RequestError
+from hfa.inference import MAX_SEED, FinishReason
+
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class GenerateBody(BaseModel):
+    """A prompt to continue."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: str = Field(
+        min_length=1,
+        description="The text to continue, as long as the model's limit allows.",
+        examples=["The capital of France is"],
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens to generate at most; left out, the miner's default.", examples=[32]
+    )
+    temperature: float = Field(
+        0.0, ge=0, le=100, description="0 takes the likeliest token; 1 samples as the model has it."
+    )
+    top_k: int = Field(0, ge=0, le=2**31 - 1, description="Sample among the k likeliest tokens; 0 for all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample among the likeliest tokens that hold this mass.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens below this fraction of the likeliest one.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Same seed, same text. Left out, one is drawn and told in the answer."
+    )
+    stop: list[StopText] = Field(
+        default_factory=list, max_length=16, description="The answer ends before the first of these texts."
+    )
+    model: str | None = Field(
+        None,
+        max_length=64,
+        description="The architecture that has to answer; left out, the miner picks one.",
+        examples=["hfa"],
+    )
+    stream: bool = Field(False, description="Answer with server-sent events, piece by piece.")
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which the answer ends as it is; the miner has a limit too.",
+    )
+
+
+class Usage(BaseModel):
+    """Tokens of the model that answered."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timings(BaseModel):
+    """Where the time went, as measured on the miner."""
+
+    queue_s: float = Field(description="Waiting for a place.")
+    prefill_s: float = Field(description="Reading the prompt, up to the first token.")
+    decode_s: float = Field(description="From the first token to the last.")
+    total_s: float
+    prefill_tokens_per_s: float | None = Field(description="Prompt tokens read per second.")
+    tokens_per_s: float | None = Field(description="Tokens generated per second after the first; null for one or none.")
+
+
+class Summary(BaseModel):
+    """What there is to say about an answer besides its text."""
+
+    model: str = Field(description="The architecture that answered.")
+    reason: str = Field(description="Why it was picked.")
+    finish_reason: FinishReason = Field(
+        description="stop: it ended by itself or at a stop text. length: max_tokens were generated. "
+        "deadline: time was up. shutdown: the miner was stopped."
+    )
+    usage: Usage
+    context_length: int = Field(description="Tokens the model held at the end, prompt and answer together.")
+    seed: int = Field(description="Send it again for the same text.")
+    timings: Timings
+
+
+class Answer(Summary):
+    """The text that continues the prompt."""
+
+    text: str
+
+
+class Done(Summary):
+    """The last event of a stream."""
+
+    done: Literal[True] = True
+
+
+class Piece(BaseModel):
+    """One event of a stream: more text."""
+
+    text: str
+
+
+class Problem(BaseModel):
+    code: str = Field(description="For programs.", examples=["rate_limited"])
+    message: str = Field(description="One sentence for people.")
+
+
+class Refusal(BaseModel):
+    """Why there is no answer."""
+
+    error: Problem
+
+
+class ModelStatus(BaseModel):
+    """One model as it is now."""
+
+    device: str
+    parameters: int
+    max_seq_len: int
+    running: int
+    waiting: int
+    state_bytes: int = Field(description="Reserved for the states of running requests.")
+    budget_bytes: int
+
+
+class Health(BaseModel):
+    """That the process lives, and what it serves."""
+
+    status: Literal["ok", "no models"]
+    default: str = Field(description="The architecture that answers unless there is a reason against it.")
+    models: dict[str, ModelStatus]
+    network: str
+    netuid: int
+    hotkey: str = Field(description="The receiver that requests are to be signed for.")
+    metagraph_age_s: float | None
+    uptime_s: float
+
+
+class LastError(BaseModel):
+    at: str = Field(description="UTC, ISO 8601.")
+    error: str
+
+
+class ModelStatistics(BaseModel):
+    """The track record of one architecture since its statistics file was begun."""
+
+    requests: int
+    succeeded: int
+    failed: int
+    cancelled: int = Field(description="Given up by the caller.")
+    expired: int = Field(description="Ended by a deadline or a shutdown.")
+    success_rate: float | None = Field(description="Succeeded, of those that succeeded or failed.")
+    mean_s: float | None
+    p50_s: float | None = Field(description="Percentiles are of the latest requests.")
+    p95_s: float | None
+    p99_s: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_tokens_per_s: float | None
+    tokens_per_s: float | None = Field(description="Generated per second of decoding.")
+    last_error: LastError | None
+
+
+class StatisticsBody(BaseModel):
+    architectures: dict[str, ModelStatistics]
+
+
+def parse(body: bytes) -> GenerateBody:
+    """The request in a raw body.
+
+    Raises:
+        RequestError: 400 for what is no JSON, 422 for what is no request; the first problem, by name.
+    """
+    try:
+        return GenerateBody.model_validate_json(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "json_invalid":
+        raise RequestError(400, f"The body is not JSON ({problem['msg'].removeprefix('Invalid JSON: ')}).")
+    if problem["type"] == "extra_forbidden":
+        names = ", ".join(GenerateBody.model_fields)
+        raise RequestError(422, f"{where[:64]}: no such field; the fields are {names}.")
+    if problem["type"] == "missing":
+        raise RequestError(422, f"{where}: missing; send the text to continue.")
+    expected = problem["msg"].removeprefix("Input should be ")
+    got = repr(problem["input"])
+    raise RequestError(
+        422, f"{where or 'body'}: got {got if len(got) < 64 else got[:60] + '...'}, expected {expected}."
+    )

@@ -1,0 +1,158 @@
+"""uvicorn on a thread and an event loop of its own, which the network's coroutines share."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from hfa.errors import ConfigError
+from hfa.network.base import Network
+from hfa.serving.app import ServerConfig
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS_S = 5.0  # for answers to go out after the engines have ended them
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on `host` and `port`; who connects waits until a server accepts.
+
+    Raises:
+        ConfigError: a host that is not this machine's, a port that is taken or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError):
+        raise ConfigError("server.host", host, "an address of this machine", "0.0.0.0 listens on all") from None
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen()
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            remedy = "another program listens there; 0 takes any that is free"
+            raise ConfigError("server.port", port, "a free port", remedy) from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise ConfigError("server.port", port, "a port this user may open", "choose one from 1024") from None
+        reason = f"an address of this machine ({error.strerror})"
+        raise ConfigError("server.host", host, reason, "0.0.0.0 listens on all") from None
+    return bound
+
+
+class Server:
+    """Serves an application until it is stopped.
+
+    Args:
+        app: the application.
+        network: started, published and closed along with the server, on its loop.
+        bound: a socket from :func:`bind`.
+        settings: times and limits.
+    """
+
+    def __init__(self, app: FastAPI, network: Network, bound: socket.socket, settings: ServerConfig) -> None:
+        self.host, self.port = bound.getsockname()[:2]
+        self._network = network
+        self._bound = bound
+        self._settings = settings
+        self._failure: BaseException | None = None
+        self._settled = threading.Event()  # accepting requests, or failed
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                proxy_headers=False,
+                ws="none",
+                limit_concurrency=settings.max_connections,
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=int(settings.drain_s + _LAST_WORDS_S) + 1,
+            ),
+            self._accepting,
+        )
+        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where it is reached from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Return when requests are accepted and the endpoint is published. Raises what prevents it."""
+        self._thread.start()
+        self._settled.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self, end_requests: Callable[[], None], hurry: threading.Event) -> None:
+        """Accept no more, let running requests finish within the drain or until `hurry`, end the rest, close.
+
+        Args:
+            end_requests: ends whatever the engines are doing.
+            hurry: cuts the drain short.
+        """
+        if self._thread.ident is None:
+            self._bound.close()
+            return
+        self._uvicorn.should_exit = True
+        limit = time.monotonic() + self._settings.drain_s
+        while self.alive and time.monotonic() < limit and not hurry.is_set():
+            self._thread.join(0.05)
+        end_requests()
+        self._thread.join(_LAST_WORDS_S)
+        if self.alive:
+            log.warning("Connections are still open %g s after the last answer; they are dropped", _LAST_WORDS_S)
+            self._uvicorn.force_exit = True
+            self._thread.join(_LAST_WORDS_S)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._failure = error
+            if self._settled.is_set():
+                log.exception("The server failed")
+        finally:
+            self._settled.set()
+
+    async def _serve(self) -> None:
+        with self._bound:
+            await self._network.start()
+            try:
+                await self._uvicorn.serve(sockets=[self._bound])
+            finally:
+                await self._network.close()
+
+    async def _accepting(self) -> None:
+        await self._network.serve(self.host, self.port)
+        self._settled.set()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Says when it accepts requests."""
+
+    def __init__(self, config: uvicorn.Config, on_accepting: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._on_accepting = on_accepting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        await self._on_accepting()

@@ -1,0 +1,148 @@
+"""From a request's text to an answer on its way: pick a model and start its engine on it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hfa.data.tokenizers import StreamDecoder
+from hfa.errors import RequestError
+from hfa.inference import Engine, GenerationRequest, Sampling
+from hfa.serving.reply import Reply
+from hfa.serving.schemas import GenerateBody, ModelStatus
+from hfa.serving.selection import Candidate, SelectionConfig, choose
+from hfa.serving.statistics import Statistics
+from hfa.serving.text import TextAssembler
+from hfa.types import Tokenizer
+
+_SEED_BITS = 53  # a seed we draw survives a trip through a double
+
+
+class Served(NamedTuple):
+    """A model that answers requests."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+
+    def status(self) -> ModelStatus:
+        load = self.engine.load()
+        return ModelStatus(
+            device=load.device,
+            parameters=self.engine.num_parameters,
+            max_seq_len=self.engine.max_seq_len,
+            running=load.running,
+            waiting=load.waiting,
+            state_bytes=load.state_bytes,
+            budget_bytes=load.budget_bytes,
+        )
+
+
+class Limits(NamedTuple):
+    """What a request may ask for.
+
+    Args:
+        default_max_tokens: when it does not say.
+        max_tokens: at most.
+        deadline_s: at most, and when it does not say.
+    """
+
+    default_max_tokens: int
+    max_tokens: int
+    deadline_s: float
+
+
+class Service:
+    """The models of a miner and what becomes of a request to them.
+
+    Args:
+        models: by architecture.
+        default: the architecture that answers unless something speaks against it.
+        statistics: the track record, read and kept.
+        policy: when a model is avoided.
+        limits: of a request.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Served],
+        *,
+        default: str,
+        statistics: Statistics,
+        policy: SelectionConfig,
+        limits: Limits,
+    ) -> None:
+        self.models = models
+        self.default = default
+        self.statistics = statistics
+        self._policy = policy
+        self._limits = limits
+        self._vocabularies = {name: model.tokenizer.fingerprint() for name, model in models.items()}
+
+    async def answer(self, body: GenerateBody, uid: int) -> Reply:
+        """Pick a model and start it on the request.
+
+        Args:
+            body: what is asked.
+            uid: of the caller, for the log.
+
+        Raises:
+            RequestError: 404, 413, 422 or 503, when no model can take it.
+        """
+        max_tokens = self._max_tokens(body)
+        prompts = await asyncio.to_thread(self._encode, body.prompt)
+        choice = choose(
+            [self._candidate(name, len(tokens) + max_tokens) for name, tokens in prompts.items()],
+            self._policy,
+            default=self.default,
+            wish=body.model,
+        )
+        model = self.models[choice.name]
+        sampling = Sampling(
+            seed=secrets.randbits(_SEED_BITS) if body.seed is None else body.seed,
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            min_p=body.min_p,
+        )
+        request = GenerationRequest(
+            tokens=prompts[choice.name],
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop_tokens=frozenset({model.tokenizer.end_of_text}),
+            deadline_s=min(self._limits.deadline_s, body.deadline_s or self._limits.deadline_s),
+        )
+        generation = model.engine.submit(request)
+        self.statistics.begin(choice.name)
+        text = TextAssembler(StreamDecoder(model.tokenizer), body.stop)
+        return Reply(choice, request, generation, text, self.statistics, uid)
+
+    def _max_tokens(self, body: GenerateBody) -> int:
+        asked = self._limits.default_max_tokens if body.max_tokens is None else body.max_tokens
+        if asked > self._limits.max_tokens:
+            raise RequestError(
+                422, f"max_tokens: got {asked}, and this miner generates {self._limits.max_tokens} at most."
+            )
+        return asked
+
+    def _encode(self, prompt: str) -> dict[str, tuple[int, ...]]:
+        """The prompt in the tokens of each model; models that share a tokenizer share the work."""
+        encoded: dict[str, tuple[int, ...]] = {}
+        for name, key in self._vocabularies.items():
+            if key not in encoded:
+                encoded[key] = tuple(self.models[name].tokenizer.encode(prompt))
+        return {name: encoded[key] for name, key in self._vocabularies.items()}
+
+    def _candidate(self, name: str, seq_len: int) -> Candidate:
+        engine = self.models[name].engine
+        load = engine.load()
+        return Candidate(
+            name=name,
+            seq_len=seq_len,
+            max_seq_len=engine.max_seq_len,
+            state_bytes=engine.state_bytes(seq_len),
+            budget_bytes=load.budget_bytes,
+            room=load.room,
+            track=self.statistics.track(name, self._policy.window),
+        )

@@ -1,0 +1,85 @@
+"""Answers on the wire: whole, or as server-sent events; either way a caller who hangs up ends the work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from hfa.errors import RequestError
+from hfa.serving.refusal import problem
+from hfa.serving.reply import Reply
+from hfa.serving.schemas import Answer, Done, Piece
+
+
+class EventStream(StreamingResponse):
+    """The reply as server-sent events, one JSON object in each::
+
+        data: {"text":"..."}                        any number of times
+        data: {"model":"hfa",...,"done":true}       the last, or
+        data: {"error":{...}}                       if the model failed on the way
+
+    Args:
+        reply: the answer; its first piece is not there yet.
+        count: is told the code of an error.
+    """
+
+    def __init__(self, reply: Reply, count: Callable[[str], None]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(_lines(reply, count), media_type="text/event-stream", headers=headers)
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._reply.close()
+
+
+async def _lines(reply: Reply, count: Callable[[str], None]) -> AsyncGenerator[str]:
+    try:
+        async with aclosing(reply.pieces()) as pieces:
+            async for piece in pieces:
+                yield _event(Piece(text=piece))
+    except RequestError as error:
+        content = problem(error.status, str(error))
+        count(content["error"]["code"])
+        yield f"data: {json.dumps(content)}\n\n"
+        return
+    assert reply.summary is not None
+    yield _event(Done(**reply.summary.model_dump()))
+
+
+def _event(content: BaseModel) -> str:
+    return f"data: {content.model_dump_json()}\n\n"
+
+
+async def whole(reply: Reply, request: Request) -> Answer | None:
+    """The reply in one piece, or None when the caller hangs up before it is there."""
+    collecting = asyncio.create_task(_collect(reply))
+    leaving = asyncio.create_task(_hang_up(request))
+    try:
+        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return collecting.result() if collecting.done() else None
+    finally:
+        for task in (collecting, leaving):
+            task.cancel()
+        await asyncio.gather(collecting, leaving, return_exceptions=True)
+        reply.close()
+
+
+async def _collect(reply: Reply) -> Answer:
+    text = "".join([piece async for piece in reply.pieces()])
+    assert reply.summary is not None
+    return Answer(text=text, **reply.summary.model_dump())
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue

@@ -1,0 +1,39 @@
+"""Training and evaluating: plain configuration in, metrics, checkpoints and plots out."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfa.training.datamodule import DataModule
+    from hfa.training.evaluation import Evaluation, evaluate, evaluate_model
+    from hfa.training.fit import train
+    from hfa.training.module import LMModule
+
+__all__ = ["DataModule", "Evaluation", "LMModule", "evaluate", "evaluate_model", "run", "train"]
+
+_HOMES = {"DataModule": "datamodule", "LMModule": "module", "train": "fit"}
+
+
+def run(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -> float | None:
+    """Train or evaluate, as ``cfg["mode"]`` says.
+
+    Returns:
+        The metric that ``callbacks.checkpoints.monitor`` names; None when it was not measured.
+    """
+    from hfa.training.evaluation import evaluate
+    from hfa.training.fit import train
+
+    metrics = evaluate(cfg, run_dir) if cfg["mode"] == "evaluate" else train(cfg, run_dir, interactive=interactive)
+    monitored = cfg["callbacks"]["checkpoints"]["monitor"] if "checkpoints" in cfg["callbacks"] else None
+    return metrics.get(monitored)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch and Lightning take seconds, and `train.py --help` needs neither."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'evaluation')}"), name)

@@ -1,0 +1,115 @@
+"""The last and the best checkpoint, each to go on from and to deploy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from hfa import checkpoint
+from hfa.config import PositiveInt, config
+from hfa.errors import ConfigError
+from hfa.models import LanguageModel
+from hfa.training.callbacks.base import CallbackConfig, Surroundings
+from hfa.training.callbacks.interruption import Interrupted
+from hfa.training.callbacks.validation import validation_follows
+from hfa.training.module import LMModule
+from hfa.training.provenance import provenance
+
+
+@config
+class CheckpointsConfig(CallbackConfig):
+    """`monitor` is a validated metric: ``val/loss``, ``val/bits_per_byte``, ``val/recall/NAME``."""
+
+    monitor: str
+    mode: Literal["min", "max"]
+    every_n_steps: PositiveInt
+
+    def build(self, around: Surroundings) -> Checkpoints:
+        """Raises ConfigError when validation will not have the monitored metric."""
+        parts = around.source.parts()
+        kinds = {part.kind for part in parts.values()}
+        there = ["val/loss"] + ["val/bits_per_byte"] * ("text" in kinds)
+        there += [f"val/recall/{name}" for name, part in parts.items() if part.kind == "recall"]
+        if self.monitor not in there:
+            raise ConfigError("callbacks.checkpoints.monitor", self.monitor, f"one of {', '.join(there)} with this data")
+        return Checkpoints(self, around)
+
+
+class Checkpoints(L.Callback):
+    """Keeps four things up to date in ``checkpoints/``, each replaced in one go.
+
+        last.ckpt  best.ckpt     everything a run needs to go on, read without executing anything
+        last/      best/         the artifact: what is deployed
+
+    `last` is written every `every_n_steps`, after every validation and when training is interrupted.
+    """
+
+    def __init__(self, settings: CheckpointsConfig, around: Surroundings) -> None:
+        self.folder = around.run_dir / "checkpoints"
+        self.best: float | None = None
+        self._settings, self._around = settings, around
+        self._step = self._saved = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = self._saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if stepped and self._step % self._settings.every_n_steps == 0 and not validation_follows(trainer):
+            self._save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        improved = self._improved(float(trainer.callback_metrics[self._settings.monitor]))
+        self._save(trainer, pl_module, ("last", "best") if improved else ("last",))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Interrupted) and self._saved != trainer.global_step:
+            self._save(trainer, pl_module)
+
+    def _improved(self, value: float) -> bool:
+        sign = 1 if self._settings.mode == "min" else -1
+        if self.best is not None and not sign * value < sign * self.best:
+            return False
+        self.best = value
+        return True
+
+    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, names: tuple[str, ...] = ("last",)) -> None:
+        assert isinstance(pl_module, LMModule)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.folder / ".new.ckpt"
+        trainer.save_checkpoint(fresh, weights_only=False)  # every process takes part
+        self._saved = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        facts = provenance(self._around.cfg, step=trainer.global_step, metrics=metrics)
+        model = _whole(trainer, pl_module.model, fresh)
+        for name in names:
+            copy = self.folder / f".{name}.ckpt"
+            shutil.copyfile(fresh, copy)
+            os.replace(copy, self.folder / f"{name}.ckpt")
+            checkpoint.save(self.folder / name, model=model, tokenizer=self._around.tokenizer, provenance=facts)
+        fresh.unlink()
+
+
+def _whole(trainer: L.Trainer, model: LanguageModel, path: Path) -> LanguageModel:
+    """The model with all its weights, which sharded training has only in the checkpoint just written."""
+    if not isinstance(trainer.strategy, ModelParallelStrategy):
+        return model
+    weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+    with torch.device("meta"):
+        whole = model.config.build()
+    whole.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, assign=True)
+    return whole

@@ -1,0 +1,81 @@
+"""What the model writes: the beginnings of held-out texts, continued."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from hfa.config import PositiveInt, config
+from hfa.models import LanguageModel
+from hfa.training.callbacks.base import CallbackConfig, Surroundings
+from hfa.training.loggers import log_texts
+from hfa.training.module import LMModule
+from hfa.types import Source, Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@config
+class SamplesConfig(CallbackConfig):
+    """After every validation, `num_samples` texts are continued greedily."""
+
+    num_samples: PositiveInt
+    prompt_tokens: PositiveInt
+    new_tokens: PositiveInt
+
+    def build(self, around: Surroundings) -> Samples:
+        return Samples(self, around)
+
+
+class Samples(L.Callback):
+    """Appends to samples.txt in the run directory, and shows the texts to the loggers that take them."""
+
+    def __init__(self, settings: SamplesConfig, around: Surroundings) -> None:
+        self._settings, self._around = settings, around
+        self._prompts: list[list[int]] | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or isinstance(trainer.strategy, ModelParallelStrategy):
+            return  # a sharded model cannot run in one process alone
+        assert isinstance(pl_module, LMModule)
+        if self._prompts is None:
+            self._prompts = prompts(self._around.source, self._settings.num_samples, self._settings.prompt_tokens)
+        if not self._prompts:
+            return
+        tokenizer, step = self._around.tokenizer, trainer.global_step
+        written = [continue_greedily(pl_module.model, prompt, self._settings.new_tokens, tokenizer) for prompt in self._prompts]
+        rows = [[tokenizer.decode(prompt), text] for prompt, text in zip(self._prompts, written, strict=True)]
+        log_texts(trainer.loggers, "samples", ["prompt", "continuation"], rows, step)
+        with (self._around.run_dir / "samples.txt").open("a", encoding="utf-8") as file:
+            for prompt, text in rows:
+                file.write(f"=== step {step}\n{prompt}\n--- goes on as\n{text}\n\n")
+
+
+def prompts(source: Source, count: int, length: int) -> list[list[int]]:
+    """The first tokens of the first held-out texts; none when there is no text in the data."""
+    texts = [part for part in source.parts().values() if part.kind == "text"]
+    if not texts:
+        return []
+    there = texts[0].num_examples("val")
+    indices = range(count if there is None else min(count, there))
+    return [texts[0].example(index, "val").tokens[:length].tolist() for index in indices]
+
+
+@torch.no_grad()
+def continue_greedily(model: LanguageModel, prompt: Sequence[int], count: int, tokenizer: Tokenizer) -> str:
+    """The `count` likeliest next tokens, one after the other, as text; ends early with the text."""
+    device = next(model.parameters()).device
+    features, state = model.hidden(torch.tensor([list(prompt)], device=device))
+    logits = model.head(features[:, -1])
+    tokens: list[int] = []
+    while len(tokens) < count:
+        token = logits[:, : tokenizer.vocab_size].argmax(-1)
+        if token.item() == tokenizer.end_of_text:
+            break
+        tokens.append(int(token))
+        logits, state = model.step(token, state)
+    return tokenizer.decode(tokens)

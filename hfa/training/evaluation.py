@@ -1,0 +1,237 @@
+"""``mode=evaluate``: what a checkpoint predicts and recalls, at any length, whatever it was trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfa import checkpoint
+from hfa.data.loader import Item, collate
+from hfa.errors import ConfigError
+from hfa.metrics.bits import BitsPerByte, LossByPosition
+from hfa.metrics.plot import plot_loss, plot_recall
+from hfa.metrics.recall import Count, Recall
+from hfa.models import LanguageModel
+from hfa.training.fit import started_loggers
+from hfa.training.loggers import log_picture
+from hfa.training.loggers.wandb import download
+from hfa.training.provenance import provenance
+from hfa.training.record import recorded
+from hfa.training.report import show
+from hfa.training.settings import EvaluationSettings, read_settings
+from hfa.types import IGNORE, Batch, Source, Split, Tokenizer
+
+log = logging.getLogger(__name__)
+
+_LOGITS = 1 << 25  # numbers in the logits of one piece: 128 MiB
+_FIRST_BIN = 64  # tokens in the first bin of the loss by position; the others double
+
+
+class Evaluation(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        bits: bits per byte by (text source, length).
+        loss: by position, of each text source at its greatest length.
+        recall: exact answers by (task, length, depth).
+    """
+
+    bits: dict[tuple[str, int], BitsPerByte]
+    loss: dict[str, LossByPosition]
+    recall: Recall
+
+    def answers(self, task: str, length: int) -> Count:
+        """The answers of one task at one length, at all depths."""
+        return self.recall.at(task, length)
+
+    def to_json(self) -> dict[str, Any]:
+        bits = [
+            {"source": name, "length": length, "bits_per_byte": counted.value, **counted.to_json()}
+            for (name, length), counted in self.bits.items()
+        ]
+        summary = [
+            {"task": task, "length": length, "accuracy": count.accuracy, "interval": list(count.interval), "answers": count.answers}
+            for task in self.recall.tasks()
+            for length in self.recall.lengths(task)
+            for count in (self.answers(task, length),)
+        ]
+        loss = {name: counted.to_json() for name, counted in self.loss.items()}
+        return {"bits_per_byte": bits, "recall": summary, "recall_by_depth": self.recall.to_json(), "loss_by_position": loss}
+
+    def metrics(self) -> dict[str, float]:
+        """One number for each source and length, as loggers and tables want them."""
+        numbers = {f"test/bits_per_byte/{name}/{length}": counted.value for (name, length), counted in self.bits.items()}
+        for task in self.recall.tasks():
+            for length in self.recall.lengths(task):
+                numbers[f"test/recall/{task}/{length}"] = self.answers(task, length).accuracy
+        return numbers
+
+
+def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
+    """Measure the checkpoint that `cfg` names on the data that it names.
+
+    Architecture, sizes and tokenizer are the checkpoint's; the groups ``model`` and ``tokenizer`` play no part.
+
+    Args:
+        cfg: the resolved configuration, plain data.
+        run_dir: gets evaluation.json, plots/, run.json and config.yaml.
+
+    Returns:
+        :meth:`Evaluation.metrics`.
+
+    Raises:
+        HFAError: what the user has to change.
+    """
+    settings = read_settings(cfg, EvaluationSettings)
+    settings.trainer.limit_threads()
+    with recorded(run_dir, cfg) as record:
+        folder = find_artifact(settings)
+        device = "cuda" if settings.trainer.device_kind == "gpu" else "cpu"
+        artifact = checkpoint.load(folder, device)
+        source = settings.data.build(artifact.tokenizer, settings.cache)
+        log.info("Evaluating %s from %s", type(artifact.model.config).name, folder)
+        found = evaluate_model(
+            artifact.model,
+            artifact.tokenizer,
+            source,
+            lengths=settings.evaluate.lengths or (source.seq_len,),
+            num_examples=settings.evaluate.num_examples,
+            depth_bins=settings.evaluate.depth_bins,
+            chunk_size=settings.evaluate.chunk_size,
+            batch_size=settings.evaluate.batch_size,
+        )
+        name = type(artifact.model.config).name
+        plots = draw(found, name, run_dir / "plots")
+        record["metrics"] = found.metrics()
+        report = {"checkpoint": str(folder), "training": artifact.provenance, **provenance(cfg), **found.to_json()}
+        (run_dir / "evaluation.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+        with started_loggers(settings, cfg, run_dir, None) as loggers:
+            step = int(artifact.provenance.get("step") or 0)
+            for logger in loggers:
+                logger.log_metrics(found.metrics(), step)
+            for path in plots:
+                log_picture(loggers, path.stem, path, step)
+        show(found, title=f"{name} from {folder}", files=[run_dir / "evaluation.json", *plots])
+    return found.metrics()
+
+
+def evaluate_model(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    source: Source,
+    *,
+    lengths: tuple[int, ...],
+    num_examples: int,
+    depth_bins: int,
+    chunk_size: int,
+    batch_size: int,
+    split: Split = "test",
+) -> Evaluation:
+    """Measure `model` on every part of `source` at every length.
+
+    An answer is right when every token of it is the likeliest one given the tokens before it (teacher forcing,
+    which for exact answers is what greedy decoding gives).
+
+    Args:
+        model: on its device; it is run in eval mode, and left in the mode it came in.
+        tokenizer: the one it was trained with.
+        source: what to measure on; ``at_length`` makes its examples longer or shorter.
+        lengths: tokens per example.
+        num_examples: of each part at each length; fewer when a text is too short for them.
+        depth_bins: parts of the context that recall is counted in.
+        chunk_size: tokens run at once; the state is carried from piece to piece, so memory does not grow with length.
+        batch_size: examples run side by side.
+        split: of the data.
+
+    Raises:
+        ConfigError: the data has token ids that the model lacks, or a task does not fit into a length.
+    """
+    if source.vocab_size > model.config.vocab_size:
+        expected = f"at most {model.config.vocab_size}, the checkpoint's ids"
+        raise ConfigError("data.vocab_size", source.vocab_size, expected, "choose other data or another checkpoint")
+    byte_lengths = tokenizer.byte_lengths()
+    found = Evaluation({}, {}, Recall(depth_bins))
+    training = model.training
+    model.eval()
+    for length in sorted(lengths):
+        for name, part in source.at_length(length).parts().items():
+            by_position = LossByPosition.doubling(length, _FIRST_BIN)
+            bits = BitsPerByte()
+            for batch in _batches(part, num_examples, batch_size, split):
+                nats, correct = predict(model, batch, chunk_size)
+                if part.kind == "recall":
+                    found.recall.update(name, correct, batch.gold)
+                else:
+                    bits.update(nats, batch.labels, byte_lengths)
+                    by_position.update(nats, batch.labels, byte_lengths)
+            if part.kind == "text" and bits.tokens:
+                found.bits[name, length], found.loss[name] = bits, by_position
+    model.train(training)
+    return found
+
+
+@torch.no_grad()
+def predict(model: LanguageModel, batch: Batch, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """How each label of a batch is predicted, on the CPU.
+
+    Args:
+        model: in eval mode.
+        batch: on any device.
+        chunk_size: tokens run at once.
+
+    Returns:
+        nats float32 [B, T], 0 where nothing is scored, and whether the likeliest token is the label, bool [B, T].
+    """
+    device = next(model.parameters()).device
+    tokens, labels = batch.tokens.to(device), batch.labels.to(device)
+    nats, correct = torch.zeros(tokens.shape), torch.zeros(tokens.shape, dtype=torch.bool)
+    positions = max(1, _LOGITS // model.config.vocab_size)
+    last = int((labels != IGNORE).any(0).nonzero().max()) + 1 if (labels != IGNORE).any() else 0
+    state = None
+    for start in range(0, last, chunk_size):
+        piece = slice(start, min(start + chunk_size, last))
+        features, state = model.hidden(tokens[:, piece], state)
+        rows, columns = (labels[:, piece] != IGNORE).nonzero(as_tuple=True)
+        for row, column in zip(rows.split(positions), columns.split(positions), strict=True):
+            label = labels[:, piece][row, column]
+            logits = model.head(features[row, column]).float()
+            nats[row.cpu(), start + column.cpu()] = F.cross_entropy(logits, label, reduction="none").cpu()
+            correct[row.cpu(), start + column.cpu()] = (logits.argmax(-1) == label).cpu()
+    return nats, correct
+
+
+def find_artifact(settings: EvaluationSettings) -> Path:
+    """The folder that ``checkpoint=`` means, fetched from wandb if need be.
+
+    Raises:
+        CheckpointError: nothing fits.
+    """
+    if settings.checkpoint.startswith("wandb:"):
+        return download(settings.checkpoint, settings.cache)
+    return checkpoint.resolve(settings.checkpoint, architecture=None, root=Path(settings.output_dir))
+
+
+def draw(found: Evaluation, name: str, folder: Path) -> list[Path]:
+    """The plots of what was measured; only those that have something to show."""
+    plots = []
+    if found.recall.tasks():
+        plots.append(plot_recall({name: found.recall}, folder / "recall.png"))
+    if found.loss:
+        losses = {f"{name} on {text}": loss for text, loss in found.loss.items()}
+        plots.append(plot_loss(losses, folder / "loss_by_position.png"))
+    return plots
+
+
+def _batches(part: Source, num_examples: int, batch_size: int, split: Split) -> Iterator[Batch]:
+    there = part.num_examples(split)
+    count = num_examples if there is None else min(num_examples, there)
+    for start in range(0, count, batch_size):
+        indices = range(start, min(start + batch_size, count))
+        yield collate([Item(part.example(index, split), 0) for index in indices])

@@ -1,0 +1,161 @@
+"""Weights & Biases, which may be far away, locked or down: a run goes on without it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from hfa.config import PositiveFloat, config
+from hfa.errors import CheckpointError
+from hfa.training.loggers.base import LoggerConfig, RunInfo
+
+log = logging.getLogger(__name__)
+
+
+@config
+class WandbConfig(LoggerConfig):
+    """Where runs are sent. `mode=auto` is online with credentials and offline without."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    tags: tuple[str, ...]
+    mode: Literal["auto", "online", "offline"]
+    init_timeout_s: PositiveFloat
+    finish_timeout_s: PositiveFloat
+    log_artifact: bool
+
+    def build(self, run: RunInfo) -> Logger:
+        if rank_zero_only.rank:
+            return Wandb(None, log_artifact=False)
+        wandb.setup(wandb.Settings(silent=True))  # what matters of what it says is said here
+        online, why = self._online()
+        if online:
+            try:
+                return self._start(run, "online")
+            except wandb.Error as error:
+                why = str(error).splitlines()[0].rstrip(".")
+        log.info("wandb: offline (%s).", why)
+        return self._start(run, "offline")
+
+    def _online(self) -> tuple[bool, str]:
+        mode = os.environ.get("WANDB_MODE", self.mode) if self.mode == "auto" else self.mode
+        if mode == "auto":
+            return has_credentials(), "no credentials; `wandb login` stores some"
+        return mode == "online", f"mode={mode}"
+
+    def _start(self, run: RunInfo, mode: Literal["online", "offline"]) -> Wandb:
+        previous = run_id(run.resumed_from) if run.resumed_from else None
+        started = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            tags=list(self.tags),
+            name=f"{run.name}/{run.run_dir.name}",
+            dir=run.run_dir,
+            config=dict(run.cfg),
+            mode=mode,
+            id=previous,
+            resume="allow" if previous and mode == "online" else None,
+            settings=wandb.Settings(
+                init_timeout=self.init_timeout_s,
+                finish_timeout=self.finish_timeout_s,
+                finish_timeout_raises=True,
+                console="off",
+                silent=True,
+            ),
+        )
+        started.define_metric("*", step_metric="trainer/global_step")
+        if mode == "online":
+            log.info("wandb: %s", started.url)
+        return Wandb(started, log_artifact=self.log_artifact)
+
+
+class Wandb(WandbLogger):
+    """A started wandb run. What goes wrong in it is logged once, and then it is left alone.
+
+    Args:
+        run: from ``wandb.init``; None in processes that do not log.
+        log_artifact: whether :meth:`log_folder` does anything.
+    """
+
+    def __init__(self, run: wandb.Run | None, *, log_artifact: bool) -> None:
+        super().__init__(project=run.project if run else None, experiment=run)
+        self._run, self._log_artifact, self._broken = run, log_artifact, False
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if self._broken:  # numbers are only written down; tables and pictures would wait for an answer
+            metrics = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        if metrics:
+            self._attempt(lambda: super(Wandb, self).log_metrics(metrics, step))
+
+    def log_folder(self, folder: Path, *, name: str, metadata: dict[str, Any]) -> None:
+        """Upload a model artifact, under the aliases ``latest`` and ``best``."""
+        if not self._log_artifact or self._run is None or self._broken:
+            return
+        artifact = wandb.Artifact(name, type="model", metadata=metadata)
+        artifact.add_dir(str(folder))
+        run = self._run
+        self._attempt(lambda: run.log_artifact(artifact, aliases=["latest", "best"]))
+
+    def close(self) -> None:
+        """End the run, waiting for uploads no longer than configured, and say how to sync what is left."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        folder, offline = Path(run.dir).parent, run.offline
+        sent = self._attempt(run.finish)
+        if offline or not sent or self._broken:
+            log.info("wandb: send this run with `wandb sync %s`", folder)
+
+    def _attempt(self, action: Callable[[], Any]) -> bool:
+        """Whether it worked."""
+        try:
+            action()
+        except (wandb.Error, OSError) as error:  # a TimeoutError is an OSError
+            if not self._broken:
+                reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+                log.warning("wandb: %s; the run goes on, and is kept in its folder.", reason)
+            self._broken = True
+            return False
+        return True
+
+
+def has_credentials() -> bool:
+    """Whether wandb finds credentials without asking anybody for them."""
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        log.warning("wandb: the credentials cannot be used (%s).", error)
+        return False
+
+
+def run_id(run_dir: Path) -> str | None:
+    """The id of the wandb run that `run_dir` was logged to, if it was."""
+    folders = sorted((run_dir / "wandb").glob("*run-*-*"))
+    return folders[-1].name.rpartition("-")[2] if folders else None
+
+
+def download(spec: str, root: Path) -> Path:
+    """Fetch the artifact that ``wandb:entity/project/name:alias`` means, once, into a folder below `root`.
+
+    Raises:
+        CheckpointError: it does not exist, or cannot be reached or read.
+    """
+    name = spec.removeprefix("wandb:")
+    if not has_credentials():
+        raise CheckpointError(f"checkpoint={spec}: wandb has no credentials here; run `wandb login` first.")
+    try:
+        artifact = wandb.Api(timeout=30).artifact(name, type="model")
+        folder = root / "wandb" / artifact.source_entity / artifact.source_project / artifact.source_name.replace(":", "-")
+        return Path(artifact.download(root=str(folder)))
+    except (wandb.Error, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint={spec}: wandb gave no such artifact ({reason}).") from None

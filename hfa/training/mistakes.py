@@ -1,0 +1,112 @@
+"""What went wrong on the command line, in one sentence.
+
+Hydra's and OmegaConf's errors are known here by name and text, so that only entry points import those packages.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfa.errors import HFAError
+
+# Launchers and sweepers that are plugins, and the extra that installs each.
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/ray": "ray",
+    "hydra/launcher/ray_aws": "ray",
+    "hydra/launcher/submitit_local": "submitit",
+    "hydra/launcher/submitit_slurm": "submitit",
+    "hydra/sweeper/optuna": "optuna",
+}
+_HYDRA_OPTIONS = {"--config-path", "--config-name", "--config-dir", "--package", "--info", "--cfg", "--experimental-rerun"}
+
+
+def sentence(error: BaseException, conf: Path | None = None) -> str | None:
+    """What the user has to know about `error`; None when it is not the user's.
+
+    Args:
+        error: what was raised while composing or running.
+        conf: the folder of the configuration, to find the key that was meant; None does not look.
+    """
+    if isinstance(error, HFAError):
+        return str(error)
+    module, text = type(error).__module__.partition(".")[0], str(error).splitlines()
+    if module not in ("hydra", "omegaconf") or type(error).__name__ == "InstantiationException" or not text:
+        return None
+    match type(error).__name__:
+        case "MissingConfigException":
+            return _no_such_option(error)
+        case "ConfigCompositionException":
+            return _no_such_key(text, conf)
+        case "OverrideParseException":
+            override = getattr(error, "override", "")
+            return f"{override!r} is not understood ({text[0].lower()}); write key=value, and quote what a shell might change."
+        case "MissingMandatoryValue":
+            return f"{getattr(error, 'full_key', '')}: no value yet, and it must have one; set it on the command line."
+    key = getattr(error, "full_key", None)
+    return f"{key}: {text[0]}." if key else f"{text[0].rstrip('.')}."
+
+
+def misplaced_flag(arguments: Iterable[str]) -> str | None:
+    """The sentence about a ``--key=value``, which is written without dashes here; None when there is none."""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--") and equals and name not in _HYDRA_OPTIONS:
+            return f"{argument}: values are set without dashes; write {name.removeprefix('--').replace('-', '_')}={value}."
+    return None
+
+
+def _no_such_option(error: BaseException) -> str:
+    wanted = str(getattr(error, "missing_cfg_file", ""))
+    group, _, option = wanted.rpartition("/")
+    if wanted in EXTRAS:
+        return f"{group}={option}: it is not installed; pip install 'hfa[{EXTRAS[wanted]}]'."
+    options = list(getattr(error, "options", None) or [])
+    if not options:
+        return f"{str(error).splitlines()[0]}."
+    return f"{group}: no option {option!r}; {_closest(option, options)}choose one of {', '.join(options)}."
+
+
+def _no_such_key(text: list[str], conf: Path | None) -> str:
+    first = text[0]
+    key = first.partition("'")[2].partition("'")[0]
+    if first.startswith("Ambiguous value"):
+        name, _, values = key.partition("=")
+        return f"{name}: got several values, {values}; add -m to run one job for each, or write [{values}] for a list."
+    if first.startswith("Could not override"):
+        close = _closest(key, keys(conf)) if conf else ""
+        return f"{key}: there is no such key; {close.strip() or 'python train.py --cfg job shows all there are.'}"
+    return f"{' '.join(line.strip() for line in text if line.strip()).rstrip('.')}."
+
+
+def _closest(word: str, there: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(there), n=1, cutoff=0.7)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def keys(conf: Path) -> list[str]:
+    """Every dotted key that some option of some group has, and the names of the groups."""
+    found = set(_flatten(_read(conf / "train.yaml"), ""))
+    for path in conf.glob("*/*.yaml"):
+        group = path.parent.name
+        found |= {group, *_flatten(_read(path), group)} if group != "experiment" else {group}
+    return sorted(found)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, Mapping) else {}
+
+
+def _flatten(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in node.items():
+        if name not in ("defaults", "_target_"):
+            key = f"{prefix}.{name}" if prefix else name
+            yield key
+            if isinstance(value, Mapping):
+                yield from _flatten(value, key)

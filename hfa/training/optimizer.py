@@ -1,0 +1,54 @@
+"""Optimizers, and which parameters they decay."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfa.config import Config, Fraction, NonNegativeFloat, PositiveFloat, config
+
+
+@config
+class OptimizerConfig(Config, ABC):
+    """What the scheduler needs to know of every optimizer."""
+
+    lr: PositiveFloat
+
+    @abstractmethod
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer over the parameters of `model` that want a gradient."""
+
+
+@config
+class AdamWConfig(OptimizerConfig):
+    """AdamW. Source: Decoupled Weight Decay Regularization, arXiv 1711.05101."""
+
+    betas: tuple[Fraction, Fraction]
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+
+    def build(self, model: nn.Module) -> torch.optim.AdamW:
+        groups = parameter_groups(model, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters that are decayed, and those that are not.
+
+    Matrices are decayed; embeddings, norms, biases and all other vectors and scalars are not, for nothing
+    multiplies them and shrinking them only fights the data. A model that knows better has a method
+    ``parameter_groups(weight_decay)`` of its own.
+    """
+    if own := getattr(model, "parameter_groups", None):
+        groups: list[dict[str, Any]] = own(weight_decay)
+        return groups
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed, kept = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (kept if parameter.dim() < 2 or id(parameter) in embeddings else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,51 @@
+"""Where a number comes from: commit, configuration, seed, command, machine, date."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def provenance(cfg: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """JSON-able facts about this run.
+
+    Args:
+        cfg: the resolved configuration.
+        more: what else belongs in it, e.g. ``step`` and ``metrics``.
+    """
+    commit, dirty = _git()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "seed": cfg["seed"],
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "config": dict(cfg),
+        **more,
+    }
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """The commit of this package's checkout and whether files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = _run("git", "-C", str(here), "rev-parse", "HEAD")
+        return commit, bool(_run("git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

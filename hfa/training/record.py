@@ -1,0 +1,60 @@
+"""run.json: what a run is, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from hfa.errors import ConfigError, HFAError
+from hfa.training.callbacks import Interrupted
+from hfa.training.provenance import provenance
+
+RUN, CONFIG = "run.json", "config.yaml"
+
+
+@contextmanager
+def recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Keep run.json and config.yaml in `run_dir` while a run is made.
+
+    What the body adds to the yielded dictionary (``metrics``, say) is written when it ends; ``status`` goes from
+    ``running`` to ``finished``, ``interrupted`` or ``failed``, and stays ``running`` after a SIGKILL.
+
+    Raises:
+        ConfigError: `run_dir` holds a run already.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if (run_dir / RUN).exists() and not rank_zero_only.rank:
+        raise ConfigError("hydra.run.dir", str(run_dir), "a directory without a run in it", "start again")
+    record: dict[str, Any] = {"status": "running", **provenance(cfg)}
+    record.pop("config")  # it is in config.yaml
+    _write(run_dir / RUN, json.dumps(record, indent=2))
+    _write(run_dir / CONFIG, yaml.safe_dump(dict(cfg), sort_keys=False))
+    try:
+        yield record
+        record["status"] = "finished"
+    except Interrupted as interrupted:
+        record |= {"status": "interrupted", "step": interrupted.step}
+        raise
+    except BaseException as error:
+        sentence = str(error) if isinstance(error, HFAError) else f"{type(error).__name__}: {error}"
+        record |= {"status": "failed", "error": sentence}
+        raise
+    finally:
+        _write(run_dir / RUN, json.dumps(record, indent=2))
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The resolved configuration of a run; empty when its config.yaml is gone."""
+    path = run_dir / CONFIG
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+@rank_zero_only
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,82 @@
+"""Going on from a checkpoint as if nothing had happened, or saying why that cannot be."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from hfa.errors import CheckpointError, ConfigError
+from hfa.training.record import read_config
+
+# What a run may have otherwise than the one it goes on from: where it runs, how long, and what is shown of it.
+_FREE = {
+    *("mode", "name", "output_dir", "cache_dir", "resume", "checkpoint", "callbacks", "logger", "evaluate"),
+    *("loader.num_workers", "loader.val_examples"),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "compile", "threads")),
+    *(f"trainer.{key}" for key in ("max_steps", "val_check_interval", "log_every_n_steps", "deterministic")),
+}
+
+
+class Resumed(NamedTuple):
+    """What a run goes on from."""
+
+    checkpoint: Path
+    run_dir: Path
+    step: int
+
+
+def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
+    """The checkpoint that ``resume=spec`` means, if a run of `cfg` can go on from it.
+
+    Args:
+        spec: ``latest`` (of the runs with the same `name`), a run directory, or a .ckpt file.
+        cfg: the resolved configuration of the new run.
+
+    Raises:
+        CheckpointError: there is none, or it is torn.
+        ConfigError: it was made with another configuration, or is finished.
+    """
+    path = _newest(Path(cfg["output_dir"]) / cfg["name"]) if spec == "latest" else _inside_run(Path(spec))
+    run_dir = path.parent.parent
+    try:
+        step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"resume={spec}: {path} is torn or no checkpoint of train.py ({reason}).") from None
+    for key, old, new in _differences(read_config(run_dir), cfg):
+        remedy = f"set {key}={old} again, or leave out resume to train anew"
+        raise ConfigError(key, new, f"{old!r} as in {run_dir}", remedy)
+    if step >= cfg["trainer"]["max_steps"]:
+        expected = f"more than the {step} steps that {run_dir} has done already"
+        raise ConfigError("trainer.max_steps", cfg["trainer"]["max_steps"], expected)
+    return Resumed(path, run_dir, step)
+
+
+def _newest(root: Path) -> Path:
+    found = sorted(root.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise CheckpointError(f"resume=latest: no run below {root} has a checkpoint; name a run directory instead.")
+    return found[-1]
+
+
+def _inside_run(path: Path) -> Path:
+    inside = path / "checkpoints" / "last.ckpt"
+    found = inside if inside.is_file() else path
+    if not found.is_file():
+        raise CheckpointError(f"resume={path}: neither a run directory with checkpoints/last.ckpt nor a .ckpt file.")
+    return found
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of what matters and is not the same."""
+    if key in _FREE or not old:
+        return
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new

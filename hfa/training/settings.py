@@ -1,0 +1,95 @@
+"""The whole configuration of ``train.py``, checked before anything expensive begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from hfa.config import Config, NonNegativeInt, PositiveInt, config, from_mapping
+from hfa.data.source import SourceConfig
+from hfa.data.tokenizers import TokenizerConfig
+from hfa.errors import ConfigError
+from hfa.models import ModelConfig
+from hfa.training.callbacks import CallbackConfig
+from hfa.training.datamodule import LoaderConfig
+from hfa.training.loggers import LoggerConfig
+from hfa.training.optimizer import OptimizerConfig
+from hfa.training.scheduler import SchedulerConfig
+from hfa.training.trainer import TrainerConfig
+
+_S = TypeVar("_S", bound="Settings")
+
+
+@config
+class EvaluateConfig(Config):
+    """What ``mode=evaluate`` measures."""
+
+    lengths: tuple[PositiveInt, ...] | None  # tokens per example; None takes the data's own
+    num_examples: PositiveInt  # of every source, at every length
+    depth_bins: PositiveInt
+    chunk_size: PositiveInt  # tokens run at once
+    batch_size: PositiveInt
+
+    def check(self) -> None:
+        if self.lengths == ():
+            raise ConfigError("lengths", self.lengths, "at least one length, or null for data.seq_len")
+
+
+@config
+class Settings(Config):
+    """What training and evaluating are both told, by the names of the keys."""
+
+    seed: NonNegativeInt
+    mode: Literal["train", "evaluate"]
+    name: str
+    output_dir: str
+    cache_dir: str
+    data: SourceConfig
+    trainer: TrainerConfig
+    logger: dict[str, LoggerConfig]
+    evaluate: EvaluateConfig
+
+    @property
+    def cache(self) -> Path:
+        """`cache_dir`, with ``~`` resolved."""
+        return Path(self.cache_dir).expanduser()
+
+
+@config
+class TrainSettings(Settings):
+    """What only training is told."""
+
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    callbacks: dict[str, CallbackConfig]
+    loader: LoaderConfig
+    resume: str | None
+
+
+@config
+class EvaluationSettings(Settings):
+    """What only evaluating is told: model and tokenizer are the checkpoint's."""
+
+    checkpoint: str
+
+
+def read_settings(cfg: Mapping[str, Any], kind: type[_S]) -> _S:
+    """Check the part of a resolved configuration that `kind` is about.
+
+    Args:
+        cfg: plain data, as composed from ``conf/train.yaml``.
+        kind: TrainSettings or EvaluationSettings.
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type, a broken constraint.
+    """
+    known = {field.name for each in (TrainSettings, EvaluationSettings) for field in dataclasses.fields(each)}
+    mine = {field.name for field in dataclasses.fields(kind)}
+    try:
+        return from_mapping(kind, {key: value for key, value in cfg.items() if key in mine or key not in known}, "")
+    except ConfigError as error:
+        raise ConfigError(error.key.removeprefix("."), error.got, error.expected, error.remedy) from None

@@ -1,0 +1,410 @@
+"""The engine: who joins, leaves and fails beside a request changes nothing about it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfa.config import from_mapping
+from hfa.errors import ConfigError, RequestError
+from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling, TokenEvent
+from hfa.inference.device import place
+from hfa.inference.runner import Runner
+from hfa.models import architectures
+
+BROKEN, POISON = 21, 22  # of the hash model: reading one raises, the other makes NaN
+
+
+def ask(tokens=(1, 2, 3), max_tokens=5, seed=0, temperature=0.0, **rest) -> GenerationRequest:
+    sampling = Sampling(seed=seed, temperature=temperature)
+    return GenerationRequest(tokens=tuple(tokens), max_tokens=max_tokens, sampling=sampling, **rest)
+
+
+async def collect(events) -> tuple[list[int], FinishEvent]:
+    tokens = []
+    async for event in events:
+        if isinstance(event, FinishEvent):
+            return tokens, event
+        assert event.number == len(tokens)
+        tokens.append(event.token)
+    raise AssertionError("the stream ended without a FinishEvent")
+
+
+def answer(engine: Engine, request: GenerationRequest) -> tuple[list[int], FinishEvent]:
+    async def main():
+        return await asyncio.wait_for(collect(engine.submit(request)), 30)
+
+    return asyncio.run(main())
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    limit = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < limit, "the condition did not come true in time"
+        pause.wait(0.002)
+
+
+def lone(model, request: GenerationRequest) -> list[int]:
+    """The answer by the model alone, one token at a time and no engine."""
+    generator = request.sampling.generator()
+    state, tokens = model.init_state(1), []
+    for token in request.tokens:
+        logits, state = model.step(torch.tensor([token]), state)
+    while len(tokens) < request.max_tokens:
+        if request.sampling.temperature:
+            probs = torch.softmax(logits[0] / request.sampling.temperature, -1)
+            token = int(torch.multinomial(probs, 1, generator=generator))
+        else:
+            token = int(logits[0].argmax())
+        if token in request.stop_tokens:
+            break
+        tokens.append(token)
+        logits, state = model.step(torch.tensor([token]), state)
+    return tokens
+
+
+requests = st.builds(
+    ask,
+    tokens=st.lists(st.integers(0, 20), min_size=1, max_size=19),
+    max_tokens=st.integers(1, 9),
+    seed=st.integers(0, 2**63 - 1),
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    stop_tokens=st.sampled_from([frozenset(), frozenset({3, 5, 8})]),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(requests, st.booleans()), min_size=1, max_size=9), st.integers(1, 6), st.integers(1, 4))
+def test_ragged_admission_equals_lone_runs(hash_model, limits, asked, chunk, concurrent):
+    """Whoever runs beside a request, joins, leaves early or waits, its tokens are those of the model alone."""
+    settings = EngineConfig(**limits | {"prefill_chunk": chunk, "max_concurrent": concurrent, "max_queue": 9})
+    engine = settings.build(hash_model(), "hash")
+
+    async def one(request, leaves):
+        if not leaves:
+            return (await collect(engine.submit(request)))[0]
+        async for _ in engine.submit(request):
+            break
+        return None
+
+    async def main():
+        return await asyncio.wait_for(asyncio.gather(*(one(*pair) for pair in asked)), 30)
+
+    try:
+        answers = asyncio.run(main())
+        until(lambda: engine.load().running + engine.load().waiting == 0)
+        assert engine.load().state_bytes == 0
+        assert not engine._runner._states
+    finally:
+        engine.close()
+    for (request, leaves), tokens in zip(asked, answers, strict=True):
+        assert leaves or tokens == lone(hash_model(), request)
+
+
+@pytest.mark.parametrize("name", sorted(architectures()))
+def test_real_models_answer_the_same_alone_and_among_others(start, tiny, name):
+    model = tiny(name)
+    asked = [ask(range(1, 2 + 7 * i), 6, seed=i, temperature=float(i % 2)) for i in range(5)]
+    engine = start(model, prefill_chunk=8, max_concurrent=3)
+
+    async def main():
+        return await asyncio.gather(*(collect(engine.submit(request)) for request in asked))
+
+    together = [tokens for tokens, _ in asyncio.run(main())]
+    assert together == [answer(engine, request)[0] for request in asked]
+
+
+def test_half_precision_answers(start, tiny):
+    """Products in bfloat16, states as they are: the tokens are there, and the first is that of full precision."""
+    full, half = (answer(start(tiny("hfa"), dtype=dtype), ask(range(40), 3)) for dtype in ("float32", "bfloat16"))
+    assert half[1].reason == "length"
+    assert half[0][0] == full[0][0]
+
+
+def test_the_last_event_says_why_and_how_much(start, model):
+    tokens, end = answer(start(model), ask(range(10), max_tokens=4))
+    assert (end.reason, end.prompt_tokens, end.completion_tokens) == ("length", 10, 4)
+    assert len(tokens) == 4
+    assert min(end.timing) >= 0
+
+
+def test_stop_tokens_end_the_answer_and_are_not_in_it(start, model):
+    engine = start(model)
+    tokens, _ = answer(engine, ask(max_tokens=6))
+    stopped, end = answer(engine, ask(max_tokens=6, stop_tokens=frozenset({tokens[3]})))
+    assert end.reason == "stop"
+    assert stopped == tokens[: tokens.index(tokens[3])]
+
+
+def test_same_seed_same_tokens_other_seed_others(start, model):
+    engine = start(model)
+    first, again, other = (answer(engine, ask(max_tokens=20, temperature=1.5, seed=seed))[0] for seed in (7, 7, 8))
+    assert first == again != other
+
+
+def test_a_long_prompt_does_not_stop_a_running_stream(start, model):
+    """Between two tokens of the short request the engine reads one chunk of the long one, never more."""
+    engine = start(model, prefill_chunk=4)
+
+    async def main():
+        short = engine.submit(ask([1], max_tokens=30)).__aiter__()
+        assert isinstance(await short.__anext__(), TokenEvent)
+        long = asyncio.create_task(collect(engine.submit(ask([2] * 400, max_tokens=1))))
+        assert [event async for event in short][-1].reason == "length"
+        assert not long.done()
+        await asyncio.wait_for(long, 30)
+
+    asyncio.run(main())
+    steps = model.calls[1:]  # 4 is a chunk of the long prompt, 1 a token of the short request
+    runs = "".join("c" if size == 4 else "d" for size in steps).split("d")
+    assert max(len(run) for run in runs[:-1]) <= 1
+    assert steps.count(4) == 100
+
+
+def test_a_short_prompt_overtakes_a_long_one(start, model):
+    engine = start(model, prefill_chunk=4)
+    model.gate.clear()
+
+    async def main():
+        long = asyncio.create_task(collect(engine.submit(ask([2] * 400, max_tokens=1))))
+        short = asyncio.create_task(collect(engine.submit(ask([1], max_tokens=2))))
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.wait_for(short, 30)
+        assert not long.done()
+        await asyncio.wait_for(long, 30)
+
+    asyncio.run(main())
+
+
+def test_leaving_the_loop_cancels(start, model):
+    engine = start(model)
+
+    async def main():
+        async for _ in engine.submit(ask(max_tokens=900)):
+            break
+        while engine.load().running:
+            await asyncio.sleep(0.002)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert len(model.calls) < 900
+
+
+def test_cancel_ends_the_stream_with_a_reason(start, model):
+    engine = start(model)
+
+    async def main():
+        generation = engine.submit(ask(max_tokens=900))
+        generation.cancel()
+        return await collect(generation)
+
+    assert asyncio.run(main())[1].reason == "cancelled"
+
+
+def test_a_cancelled_task_cancels_its_request(start, model):
+    engine = start(model)
+    model.gate.clear()
+
+    async def main():
+        task = asyncio.create_task(collect(engine.submit(ask())))
+        while not engine.load().running:
+            await asyncio.sleep(0.002)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        model.gate.set()
+        while engine.load().running:
+            await asyncio.sleep(0.002)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_deadline_ends_running_and_waiting_requests(start, model):
+    engine = start(model, max_concurrent=1)
+    model.gate.clear()
+
+    async def main():
+        running = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=0.05))))
+        waiting = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=0.01))))
+        await asyncio.sleep(0.06)  # the deadlines are wall-clock time; nothing is asserted about it
+        model.gate.set()
+        return [end async for end in _ends(running, waiting)]
+
+    running, waiting = asyncio.run(asyncio.wait_for(main(), 30))
+    assert (running.reason, waiting.reason) == ("deadline", "deadline")
+    assert waiting.completion_tokens == 0
+
+
+async def _ends(*tasks):
+    for task in tasks:
+        yield (await task)[1]
+
+
+@pytest.mark.parametrize("bad", [BROKEN, POISON])
+def test_a_failure_is_the_failing_request_s_alone(start, model, bad):
+    engine = start(model)
+
+    async def main():
+        asked = [ask([1, 2, 3, 4, 5]), ask([1, 2, 3, 4, 5, bad]), ask([6, 7])]
+        return await asyncio.gather(*(collect(engine.submit(request)) for request in asked))
+
+    (first, end), (nothing, failed), (last, _) = asyncio.run(main())
+    assert failed.reason == "error"
+    assert nothing == []
+    assert "\n" not in failed.error
+    assert failed.error
+    assert first == lone(model, ask([1, 2, 3, 4, 5]))
+    assert last == lone(model, ask([6, 7]))
+    assert end.error == ""
+    assert engine.load().state_bytes == 0
+
+
+def test_a_full_queue_refuses_with_the_numbers(start, model):
+    engine = start(model, max_concurrent=2, max_queue=1)
+    model.gate.clear()
+    for _ in range(3):
+        engine.submit(ask())
+    with pytest.raises(RequestError, match=r"(2 requests are running and 1|0 requests are running and 3)") as refused:
+        engine.submit(ask())
+    assert refused.value.status == 503
+    assert engine.load().room == 0
+    model.gate.set()
+
+
+def test_states_stay_within_their_budget(start, hash_model):
+    """Each request takes 600 KiB of a budget of 1 MiB: they run one after the other."""
+    model = hash_model(bytes_per_token=60 * 1024)
+    engine = start(model, max_concurrent=3)
+    model.gate.clear()
+    for _ in range(3):
+        engine.submit(ask(range(5), max_tokens=5))
+    assert model.entered.acquire(timeout=30)
+    assert (engine.load().running, engine.load().waiting) == (1, 2)
+    model.gate.set()
+    until(lambda: engine.load().running + engine.load().waiting == 0)
+    with pytest.raises(RequestError, match="20 tokens need 1228800 bytes of state, and the engine has 1048576") as no:
+        engine.submit(ask(range(15), max_tokens=5))
+    assert no.value.status == 413
+
+
+def test_too_long_says_both_numbers(start, model):
+    with pytest.raises(RequestError, match=r"990 tokens of prompt and 11 .* 1001, and hash takes 1000") as refused:
+        start(model).submit(ask([1] * 990, max_tokens=11))
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("token", [-1, 23])
+def test_a_token_outside_the_vocabulary_is_refused(start, model, token):
+    with pytest.raises(RequestError, match="outside 0 to 22") as refused:
+        start(model).submit(ask([1, token]))
+    assert refused.value.status == 422
+
+
+def test_closing_drains_then_ends_the_rest(start, model):
+    """What finishes within the drain finishes; what does not ends with a reason; nobody new gets in."""
+    engine = start(model, max_concurrent=2)
+
+    async def main():
+        short = asyncio.create_task(collect(engine.submit(ask(max_tokens=3))))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(engine.close, 30)
+        return await short
+
+    assert asyncio.run(main())[1].reason == "length"
+    with pytest.raises(RequestError, match="shutting down"):
+        engine.submit(ask())
+    assert not engine.load().accepting
+    assert engine.load().room == 0
+
+
+def test_closing_without_patience_ends_running_and_waiting(start, model):
+    engine = start(model, max_concurrent=1)
+    model.gate.clear()
+
+    async def main():
+        tasks = [asyncio.create_task(collect(engine.submit(ask()))) for _ in range(2)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        while engine.load().accepting:
+            await asyncio.sleep(0.002)
+        model.gate.set()
+        await closing
+        return [end async for end in _ends(*tasks)]
+
+    assert [end.reason for end in asyncio.run(asyncio.wait_for(main(), 30))] == ["shutdown", "shutdown"]
+    assert not engine._thread.is_alive()
+    engine.close()
+
+
+def test_one_engine_serves_several_event_loops(start, model):
+    engine = start(model)
+    answers: list[list[int]] = []
+    threads = [threading.Thread(target=lambda: answers.append(answer(engine, ask(max_tokens=20))[0])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(answers) == 4
+    assert all(tokens == answers[0] for tokens in answers)
+
+
+def test_a_listener_whose_loop_is_gone_does_not_hurt_the_engine(start, model):
+    engine = start(model)
+    model.gate.clear()
+
+    async def listen():
+        pending = engine.submit(ask(max_tokens=900)).__aiter__().__anext__()
+        pending.send(None)  # it waits for its first event now, as a task of this loop would
+        return pending
+
+    loop = asyncio.new_event_loop()
+    pending = loop.run_until_complete(listen())
+    loop.close()
+    model.gate.set()
+    until(lambda: engine.load().running == 0)
+    assert len(model.calls) < 900
+    assert len(answer(engine, ask())[0]) == 5
+    pending.close()
+
+
+def test_out_of_memory_moves_the_model_to_the_cpu_and_loses_nothing(model, limits):
+    """``cpu:0`` stands for the GPU: the same hardware, but to the engine another device."""
+    model.full = True
+    runner = Runner(model, torch.device("cpu:0"), torch.float32)
+    engine = Engine(runner, EngineConfig(**limits), "hash")
+    try:
+        tokens, end = answer(engine, ask())
+        assert end.reason == "length"
+        assert tokens == lone(model, ask())
+        assert engine.load().device == "cpu"
+        model.full = True
+        assert answer(engine, ask())[1].reason == "error"
+    finally:
+        engine.close()
+
+
+def test_a_model_too_large_for_its_device_is_placed_on_the_cpu(model, caplog):
+    moved = []
+
+    def to(device):
+        moved.append(str(device))
+        if device.index is not None:
+            raise torch.OutOfMemoryError("8 GiB asked, 4 GiB free")
+
+    model.to = to
+    assert place(model, torch.device("cpu:0")) == torch.device("cpu")
+    assert moved == ["cpu:0", "cpu"]
+    assert "8 GiB asked" in caplog.text
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "tpu"])
+def test_an_unknown_device_names_the_key(device, limits):
+    with pytest.raises(ConfigError, match=r"engine\.device: got .* expected auto, cpu, cuda"):
+        from_mapping(EngineConfig, limits | {"device": device}, "engine")

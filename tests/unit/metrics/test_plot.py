@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from hfa.metrics.bits import LossByPosition
+from hfa.metrics.plot import plot_loss, plot_recall
+from hfa.metrics.recall import Recall
+
+
+def counted(rate: float, lengths: tuple[int, ...] = (64, 128)) -> Recall:
+    recall, draw = Recall(depth_bins=4), np.random.default_rng(0)
+    for task in ("mqar", "needle"):
+        for length in lengths:
+            gold = np.full((16, length), -1)
+            gold[:, -1] = draw.integers(0, length, 16)
+            recall.update(task, torch.from_numpy(draw.random((16, length)) < rate), torch.from_numpy(gold))
+    return recall
+
+
+def measured(nats: float) -> LossByPosition:
+    loss = LossByPosition.doubling(256, 16)
+    loss.update(torch.full((1, 256), nats), torch.zeros(1, 256, dtype=torch.int64), np.array([1]))
+    return loss
+
+
+def test_recall_of_several_models(tmp_path: Path) -> None:
+    path = plot_recall({"hfa": counted(1.0), "simplemind": counted(0.3, (64,))}, tmp_path / "plots" / "recall.png")
+    image = imread(path)
+    assert path == tmp_path / "plots" / "recall.png"
+    assert image.shape[1] == 1500
+    all_right, some_right = image[:, :750, :3], image[:, 750:, :3]
+    yellow = np.array([0.995, 0.908, 0.212])  # the bright end of the colour map
+    assert np.isclose(all_right, yellow, atol=0.02).all(-1).mean() > 0.3
+    assert np.isclose(some_right, yellow, atol=0.02).all(-1).mean() < 0.05
+
+
+def test_loss_of_several_models(tmp_path: Path) -> None:
+    one = imread(plot_loss({"hfa": measured(1.0)}, tmp_path / "one.png"))
+    two = imread(plot_loss({"hfa": measured(1.0), "transformer": measured(2.0)}, tmp_path / "two.png"))
+    vermilion = np.array([0xD5, 0x5E, 0x00]) / 255
+    drawn = [np.isclose(image[..., :3], vermilion, atol=0.02).all(-1).sum() for image in (one, two)]
+    assert drawn[0] == 0
+    assert drawn[1] > 500
+
+
+@pytest.mark.parametrize("plot", [plot_recall, plot_loss])
+def test_nothing_measured_is_an_empty_figure(tmp_path: Path, plot: object) -> None:
+    assert plot({}, tmp_path / "empty.png").stat().st_size > 0  # type: ignore[operator]

@@ -1,0 +1,129 @@
+"""Callers who hang up at the worst moments: the engine is free again and the record says what happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from starlette.requests import Request
+
+from hfa.errors import RequestError
+from hfa.serving.schemas import GenerateBody
+from hfa.serving.service import Service
+from hfa.serving.statistics import Statistics
+from hfa.serving.stream import EventStream, whole
+
+LONG = GenerateBody(prompt="hello", max_tokens=4000)
+
+
+@pytest.fixture
+def service(shared, settings, tmp_path) -> Service:
+    """The models of a running miner, with a record of their own."""
+    config = settings()
+    return Service(
+        shared.miner.models,
+        default="hfa",
+        statistics=Statistics(tmp_path / "own.json"),
+        policy=config.selection,
+        limits=config.server.limits(),
+    )
+
+
+async def gone() -> dict[str, str]:
+    return {"type": "http.disconnect"}
+
+
+async def idle(service: Service) -> None:
+    while service.models["hfa"].engine.load().running:
+        await asyncio.sleep(0.005)
+
+
+def run(scenario: Callable[[], object]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_gone_before_the_stream_began(service):
+    """The response is cancelled before its body was asked for the first time."""
+
+    async def scenario():
+        response = EventStream(await service.answer(LONG, 0), lambda code: None)
+
+        async def blocked(message):
+            await asyncio.Event().wait()
+
+        await response({"type": "http", "asgi": {"spec_version": "2.3"}}, gone, blocked)
+        await idle(service)
+
+    run(scenario)
+    assert service.statistics.report()["hfa"].cancelled == 1
+
+
+def test_gone_in_the_middle_of_a_stream(service):
+    async def scenario():
+        response = EventStream(await service.answer(LONG, 0), lambda code: None)
+        left, sent = asyncio.Event(), []
+
+        async def receive():
+            await left.wait()
+            return await gone()
+
+        async def send(message):
+            sent.append(message)
+            if len(sent) == 3:
+                left.set()
+
+        await response({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+        await idle(service)
+
+    run(scenario)
+    report = service.statistics.report()["hfa"]
+    assert (report.requests, report.cancelled) == (1, 1)
+    assert 0 < report.completion_tokens < 4000
+
+
+def test_gone_before_a_whole_answer(service):
+    async def scenario():
+        reply = await service.answer(LONG, 0)
+        assert await whole(reply, Request({"type": "http"}, gone)) is None
+        await idle(service)
+
+    run(scenario)
+    assert service.statistics.report()["hfa"].cancelled == 1
+
+
+def test_a_refused_request_leaves_no_trace(service):
+    async def scenario():
+        with pytest.raises(RequestError):
+            await service.answer(GenerateBody(prompt="x", model="gpt"), 0)
+
+    run(scenario)
+    assert service.statistics.report() == {}
+
+
+def test_closing_a_finished_reply_changes_nothing(service):
+    async def scenario():
+        reply = await service.answer(GenerateBody(prompt="hello", max_tokens=3), 7)
+        pieces = [piece async for piece in reply.pieces()]
+        reply.close()
+        assert "".join(pieces)
+        assert reply.summary.usage.completion_tokens == 3
+
+    run(scenario)
+    report = service.statistics.report()["hfa"]
+    assert (report.requests, report.succeeded, report.cancelled) == (1, 1, 0)
+    assert (report.prompt_tokens, report.completion_tokens) == (5, 3)
+
+
+def test_models_that_share_a_tokenizer_encode_a_prompt_once(service, monkeypatch):
+    tokenizer = service.models["hfa"].tokenizer
+    encoded = []
+    encode = type(tokenizer).encode
+    monkeypatch.setattr(type(tokenizer), "encode", lambda self, text: encoded.append(text) or encode(self, text))
+
+    async def scenario():
+        reply = await service.answer(GenerateBody(prompt="hello", max_tokens=1), 0)
+        assert [piece async for piece in reply.pieces()]
+
+    run(scenario)
+    assert encoded == ["hello"]
