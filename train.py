@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -47,13 +48,15 @@ def leave_if_mistaken(error: Exception) -> None:
 
 def main() -> None:
     """The command line."""
-    from hfa.training.mistakes import misplaced_flag
-
-    if said := misplaced_flag(sys.argv[1:]):
-        sys.stderr.write(f"{said}\n")
-        sys.exit(2)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them
+    # Flags may stand anywhere: argparse wants them before the overrides.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: "=" in argument and not argument.startswith("-"))
+    _, unknown = get_args_parser().parse_known_args()
     try:
+        if unknown:
+            from hfa.training.mistakes import no_such_flag
+
+            raise no_such_flag(unknown[0])
         job()
     except KeyboardInterrupt:
         sys.exit(130)

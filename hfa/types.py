@@ -8,7 +8,7 @@ Dimension letters, used in shape comments everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -51,7 +51,15 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Many texts at once, int64 [T] each: what the fast tokenizers are fast at."""
+        ...
+
     def decode(self, tokens: Iterable[int]) -> str: ...
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """What `decode` turns into text: a token may end in the middle of a character."""
+        ...
 
     def byte_lengths(self) -> np.ndarray:
         """Bytes of text each id stands for, int64 [vocab_size]; special ids count 0."""
@@ -75,6 +83,7 @@ class Source(Protocol):
     name: str
     kind: Literal["text", "recall"]
     seq_len: int
+    vocab_size: int  # the ids of its examples are below it
 
     def example(self, index: int, split: Split) -> Example: ...
 

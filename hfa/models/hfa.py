@@ -6,14 +6,15 @@ value stay, in blocks, and a query reads its neighbourhood and the tokens it ret
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfa.config import NonNegativeInt, PositiveFloat, PositiveInt, config
+from hfa.config import PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.models.base import Mixer, ModelConfig
 from hfa.models.memory import Memory
@@ -30,8 +31,9 @@ _KEY_TAPS = (0.0, 0.6, 0.3, 0.15)
 
 @config
 class AnchorSettings(ModelConfig):
-    """What flow and anchor layers need."""
+    """What flow and anchor layers need, and how layers of different kinds follow each other."""
 
+    pattern: tuple[str, ...]  # kinds of layer, repeated from the first layer to the last
     num_memory_heads: PositiveInt  # key-value heads of an anchor layer
     window: PositiveInt  # tokens an anchor layer always reads
     num_retrieved: PositiveInt  # tokens it reads beyond them
@@ -43,6 +45,15 @@ class AnchorSettings(ModelConfig):
         super().check()
         if self.num_heads % self.num_memory_heads:
             raise ConfigError("num_memory_heads", self.num_memory_heads, f"a divisor of num_heads={self.num_heads}")
+        unused = set(self.pattern) - set(self.kinds)
+        if not self.pattern or unused:
+            missing = f"; {self.num_layers} layers never come to {', '.join(sorted(unused))}" if unused else ""
+            raise ConfigError("pattern", self.pattern, f"at least one kind of layer and at most num_layers{missing}")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of every layer."""
+        return tuple(itertools.islice(itertools.cycle(self.pattern), self.num_layers))
 
 
 @config
@@ -51,16 +62,10 @@ class HFAConfig(AnchorSettings):
 
     name: ClassVar[str] = "hfa"
 
-    anchor_layers: tuple[NonNegativeInt, ...]  # which layers, counted from 0, are anchor layers
-
-    def check(self) -> None:
-        super().check()
-        beyond = [layer for layer in self.anchor_layers if layer >= self.num_layers]
-        if beyond:
-            raise ConfigError("anchor_layers", beyond[0], f"layers below num_layers={self.num_layers}")
+    pattern: tuple[Literal["flow", "anchor"], ...]
 
     def mixer(self, layer: int) -> Mixer:
-        return Anchor(self) if layer in self.anchor_layers else Flow(self)
+        return Anchor(self) if self.kinds[layer] == "anchor" else Flow(self)
 
 
 class FlowState(NamedTuple):

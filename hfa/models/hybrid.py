@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from hfa.config import config
-from hfa.errors import ConfigError
 from hfa.models.base import Mixer
 from hfa.models.hfa import Anchor, AnchorSettings, Flow
 from hfa.models.simplemind import RoutedChannels, RoutedSettings
@@ -17,15 +16,10 @@ class HybridConfig(AnchorSettings, RoutedSettings):
 
     name: ClassVar[str] = "hybrid"
 
-    pattern: tuple[Literal["routed", "flow", "anchor"], ...]  # repeated over the layers
-
-    def check(self) -> None:
-        super().check()
-        if not self.pattern:
-            raise ConfigError("pattern", self.pattern, "at least one of routed, flow, anchor")
+    pattern: tuple[Literal["routed", "flow", "anchor"], ...]
 
     def mixer(self, layer: int) -> Mixer:
-        kinds = [self.pattern[i % len(self.pattern)] for i in range(self.num_layers)]
-        if kinds[layer] == "routed":
-            return RoutedChannels(self, match="routed" not in kinds[layer + 1 :])
-        return Anchor(self) if kinds[layer] == "anchor" else Flow(self)
+        kind, later = self.kinds[layer], self.kinds[layer + 1 :]
+        if kind == "routed":
+            return RoutedChannels(self, match="routed" not in later)
+        return Anchor(self) if kind == "anchor" else Flow(self)

@@ -90,7 +90,7 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
         HFAError: what the user has to change.
     """
     settings = read_settings(cfg, EvaluationSettings)
-    settings.trainer.limit_threads()
+    settings.trainer.prepare()
     with recorded(run_dir, cfg) as record:
         folder = find_artifact(settings)
         device = "cuda" if settings.trainer.device_kind == "gpu" else "cpu"

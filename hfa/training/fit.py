@@ -45,7 +45,7 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
         Interrupted: a signal came; the checkpoints are written.
     """
     settings = read_settings(cfg, TrainSettings)
-    settings.trainer.limit_threads()
+    settings.trainer.prepare()
     with recorded(run_dir, cfg) as record:
         resumed = find_resumed(settings.resume, cfg) if settings.resume else None
         tokenizer, source = build_data(settings)

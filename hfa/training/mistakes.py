@@ -23,7 +23,6 @@ EXTRAS = {
     "hydra/launcher/submitit_slurm": "submitit",
     "hydra/sweeper/optuna": "optuna",
 }
-_HYDRA_OPTIONS = {"--config-path", "--config-name", "--config-dir", "--package", "--info", "--cfg", "--experimental-rerun"}
 
 
 def sentence(error: BaseException, conf: Path | None = None) -> str | None:
@@ -52,13 +51,11 @@ def sentence(error: BaseException, conf: Path | None = None) -> str | None:
     return f"{key}: {text[0]}." if key else f"{text[0].rstrip('.')}."
 
 
-def misplaced_flag(arguments: Iterable[str]) -> str | None:
-    """The sentence about a ``--key=value``, which is written without dashes here; None when there is none."""
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if argument.startswith("--") and equals and name not in _HYDRA_OPTIONS:
-            return f"{argument}: values are set without dashes; write {name.removeprefix('--').replace('-', '_')}={value}."
-    return None
+def no_such_flag(argument: str) -> HFAError:
+    """The error about a flag that is none, e.g. ``--lr=0.1``: values are written without dashes here."""
+    name, equals, value = argument.lstrip("-").partition("=")
+    example = f"{name.replace('-', '_')}={value if equals else 'VALUE'}"
+    return HFAError(f"{argument}: there is no such flag; values are set without dashes, as in {example}.")
 
 
 def _no_such_option(error: BaseException) -> str:

@@ -62,12 +62,7 @@ class TrainerConfig(Config):
             raise ConfigError("strategy", self.strategy, "ddp or fsdp for more than one device", "add trainer=ddp")
 
     def build(self, *, loggers: Sequence[Logger], callbacks: Sequence[L.Callback], run_dir: str) -> L.Trainer:
-        """The Lightning trainer.
-
-        Raises:
-            ConfigError: this machine lacks the accelerator or the devices.
-        """
-        quieten()
+        """The Lightning trainer."""
         return L.Trainer(
             accelerator=self.device_kind,
             devices=self.num_devices,
@@ -92,10 +87,16 @@ class TrainerConfig(Config):
             use_distributed_sampler=False,  # the data module gives each process its share of the stream
         )
 
-    def limit_threads(self) -> None:
-        """Make `threads` so."""
+    def prepare(self) -> None:
+        """Make `threads` so, and look whether the devices are there before anything expensive begins.
+
+        Raises:
+            ConfigError: this machine lacks the accelerator or the devices.
+        """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        quieten()
+        _ = self.num_devices
 
     @property
     def device_kind(self) -> Literal["cpu", "gpu"]:

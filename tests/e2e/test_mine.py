@@ -39,7 +39,7 @@ TINY = {
     "d_ff": 64,
     "dropout": 0.0,
     "max_seq_len": 40000,
-    "anchor_layers": [1],
+    "pattern": ["flow", "anchor"],
     "num_channels": 8,
     "active_channels": 4,
     "window": 8,

@@ -18,8 +18,8 @@ from hfa.models.state import flatten, num_bytes, select_rows, stack_rows, unflat
 CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL = {
     "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "dropout": 0.0, "num_kv_heads": 1,
-    "anchor_layers": [1], "num_memory_heads": 1, "window": 5, "num_retrieved": 4, "num_channels": 16,
-    "active_channels": 4, "chunk_size": 8, "pattern": ["routed", "anchor", "flow"],
+    "num_memory_heads": 1, "window": 5, "num_retrieved": 4, "num_channels": 16,
+    "active_channels": 4, "chunk_size": 8,
 }  # fmt: skip
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 ROUTED = [
@@ -35,6 +35,8 @@ def build(name: str, **changes: object) -> LanguageModel:
     node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
     assert isinstance(node, dict)
     node |= {key: value for key, value in SMALL.items() if key in node} | changes
+    if name == "hybrid":
+        node["pattern"] = ["routed", "anchor", "flow"]
     if variant:
         node |= dict(zip(("router", "aggregation"), variant, strict=True))
     torch.manual_seed(0)
