@@ -21,47 +21,49 @@ def anchor_read(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, *, window
     """
     if k.shape[2] <= window + num_retrieved:
         return causal_attention(q, k, v, start, scale=1.0)
-    batch, heads, length, _ = q.shape
-    if start is None:
-        start = torch.zeros(batch, dtype=torch.long, device=q.device)
-    block = max(1, min(_SCORES // (batch * heads * k.shape[2]), window))
-    pieces = [
-        _read_block(q[:, :, first : first + block], k, v, start + first, window, num_retrieved)
-        for first in range(0, length, block)
-    ]
-    return torch.cat(pieces, dim=2)
+    rows = []
+    for row in range(q.shape[0]):  # one at a time: more queries of one row then fit in cache beside each other
+        before = 0 if start is None else int(start[row])
+        rows.append(_read_row(q[row], k[row], v[row], before, window, num_retrieved))
+    return torch.stack(rows)
 
 
-def _read_block(q: Tensor, k: Tensor, v: Tensor, start: Tensor, window: int, num_retrieved: int) -> Tensor:
-    """Read for the queries of positions ``start .. start + T - 1``: q [B, H, T, K] to [B, H, T, V]."""
-    length, groups = q.shape[2], k.shape[1]
-    q = q.unflatten(1, (groups, -1))  # [B, G, H/G, T, K]
-    position = start[:, None] + torch.arange(length, device=q.device)  # [B, T]
-
-    near = start[:, None] - window + 1 + torch.arange(window + length - 1, device=q.device)  # [B, W], some below 0
-    age = position[..., None] - near[:, None]  # [B, T, W]
-    hidden = (near[:, None] < 0) | (age < 0) | (age >= window)
-    near_keys, near_values = (_rows(x, near[:, None].clamp(min=0).expand(-1, groups, -1)) for x in (k, v))
-    scores = q @ near_keys[:, :, None].transpose(-1, -2)  # [B, G, H/G, T, W]
-    scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
-
-    num_far = max(0, int(start.max()) + length - window)  # keys that are far from at least one query
-    all_far = max(0, int(start.min()) + 1 - window)  # keys that are far from every query
-    far_scores = q @ k[:, :, None, :num_far].transpose(-1, -2)  # [B, G, H/G, T, F]
-    too_near = position[..., None] - torch.arange(all_far, num_far, device=q.device) < window  # [B, T, F - all_far]
-    far_scores[..., all_far:].masked_fill_(too_near[:, None, None], -torch.inf)
-    best, chosen = _largest(far_scores, num_retrieved)
-    far_values = _rows(v, chosen.flatten(2)).unflatten(2, chosen.shape[2:])  # [B, G, H/G, T, R, V]
-
-    weights = torch.cat([scores, best], dim=-1).softmax(-1)  # the one softmax
-    near_weights, far_weights = weights.split([near.shape[1], best.shape[-1]], dim=-1)
-    read = near_weights @ near_values[:, :, None] + (far_weights[..., None, :] @ far_values).squeeze(-2)
-    return read.flatten(1, 2)
+def _read_row(q: Tensor, k: Tensor, v: Tensor, start: int, window: int, num_retrieved: int) -> Tensor:
+    """Read for all queries of one row: q [H, T, K], k and v [G, N, K or V] to [H, T, V]."""
+    block = max(1, min(_SCORES // (q.shape[0] * k.shape[1]), window))
+    return torch.cat(
+        [
+            _read_block(q[:, first : first + block], k, v, start + first, window, num_retrieved)
+            for first in range(0, q.shape[1], block)
+        ],
+        dim=1,
+    )
 
 
-def _rows(x: Tensor, where: Tensor) -> Tensor:
-    """The rows `where` [B, G, M] of x [B, G, N, X]: [B, G, M, X]."""
-    return x.gather(2, where[..., None].expand(-1, -1, -1, x.shape[-1]))
+def _read_block(q: Tensor, k: Tensor, v: Tensor, start: int, window: int, num_retrieved: int) -> Tensor:
+    """Read for the queries of positions ``start .. start + T - 1`` of one row: q [H, T, K] to [H, T, V]."""
+    length, groups = q.shape[1], k.shape[0]
+    q = q.unflatten(0, (groups, -1))  # [G, H/G, T, K]
+    position = torch.arange(start, start + length, device=q.device)[:, None]  # [T, 1]
+    first_near, num_far = max(0, start + 1 - window), max(0, start + length - window)
+
+    near = torch.arange(first_near, start + length, device=q.device)  # in the window of at least one query: [W]
+    near_keys, near_values = k[:, None, first_near : start + length], v[:, None, first_near : start + length]
+    hidden = (near > position) | (near <= position - window)  # [T, W]
+    near_scores = (q @ near_keys.transpose(-1, -2)).masked_fill(hidden, -torch.inf)  # [G, H/G, T, W]
+    if num_far == 0:
+        return (near_scores.softmax(-1) @ near_values).flatten(0, 1)
+
+    far_scores = q @ k[:, None, :num_far].transpose(-1, -2)  # before the window of at least one query: [G, H/G, T, F]
+    too_near = torch.arange(first_near, num_far, device=q.device) > position - window
+    far_scores[..., first_near:].masked_fill_(too_near, -torch.inf)
+    best, chosen = _largest(far_scores, num_retrieved)  # [G, H/G, T, R]
+    far_values = torch.stack([group[where] for group, where in zip(v, chosen, strict=True)])  # [G, H/G, T, R, V]
+
+    weights = torch.cat([near_scores, best], dim=-1).softmax(-1)  # the one softmax
+    near_weights, far_weights = weights.split([near.shape[0], best.shape[-1]], dim=-1)
+    read = near_weights @ near_values + (far_weights[..., None, :] @ far_values).squeeze(-2)
+    return read.flatten(0, 1)
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
