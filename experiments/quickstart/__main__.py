@@ -9,6 +9,7 @@ import contextlib
 import json
 import random
 import shlex
+import shutil
 import signal
 import string
 import subprocess
@@ -24,6 +25,8 @@ from rich.table import Table
 
 from hfa import checkpoint
 from hfa.errors import CheckpointError, HFAError, NetworkError
+from hfa.metrics.plot import plot_recall
+from hfa.metrics.recall import Recall
 from hfa.network.base import WalletConfig
 from hfa.network.bittensor import HotkeySigner, open_hotkey
 from hfa.network.client import Answer, HFAClient
@@ -31,6 +34,7 @@ from hfa.network.local import config_from_yaml
 
 MODELS = ("hfa", "simplemind")
 ROOT = Path("outputs/quickstart")
+RESULTS = Path(__file__).parent / "results"
 CONTEXT_BYTES = 32_000
 READY_TIMEOUT_S = 120.0
 console = Console(highlight=False)
@@ -43,8 +47,12 @@ def main() -> int:
         train(model)
     evaluations = {model: evaluate(model) for model in MODELS}
     console.print(comparison(evaluations))
-    for plot in sorted(ROOT.glob("*/evaluation/plots/*.png")):
+    recalls = {model: Recall.from_json(measured["recall_by_depth"]) for model, measured in evaluations.items()}
+    plot_recall(recalls, ROOT / "recall.png", "quickstart: exact answers, %")
+    for plot in [ROOT / "recall.png", *sorted(ROOT.glob("*/evaluation/plots/loss*.png"))]:
         console.print(f"  plot: {plot}")
+    if "--record" in sys.argv[1:]:
+        record(evaluations)
     run("-m hfa.network.local register --wallet.name validator --wallet.hotkey default --validator")
     with miner() as client:
         ask_all(client)
@@ -98,6 +106,15 @@ def comparison(evaluations: dict[str, dict[str, Any]]) -> Table:
     for (measure, length), cells in sorted(rows.items()):
         table.add_row(measure, f"{length:,}", *(cells.get(model, "") for model in evaluations))
     return table
+
+
+def record(evaluations: dict[str, dict[str, Any]]) -> None:
+    """Keep what was measured, with its provenance, beside this file."""
+    RESULTS.mkdir(exist_ok=True)
+    shutil.copyfile(ROOT / "recall.png", RESULTS / "recall.png")
+    for model, measured in evaluations.items():
+        (RESULTS / f"{model}.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    console.print(f"  recorded in {RESULTS}")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from hfa.config import Config, PositiveFloat, config
 from hfa.errors import ConfigError, HFAError
 from hfa.inference import EngineConfig
 from hfa.models import architectures
-from hfa.network.base import NetworkConfig, WalletConfig
+from hfa.network.base import Network, NetworkConfig, WalletConfig
 from hfa.serving.app import ServerConfig, create_app
 from hfa.serving.selection import SelectionConfig
 from hfa.serving.server import Server, bind
@@ -204,6 +204,6 @@ def _end(models: dict[str, Served]) -> None:
         model.engine.close()
 
 
-def _uid(network: Any) -> str:
+def _uid(network: Network) -> str:
     me = network.neuron(network.hotkey)
     return "?" if me is None else str(me.uid)

@@ -28,8 +28,8 @@ def run(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -> 
     from hfa.training.fit import train
 
     metrics = evaluate(cfg, run_dir) if cfg["mode"] == "evaluate" else train(cfg, run_dir, interactive=interactive)
-    monitored = cfg["callbacks"]["checkpoints"]["monitor"] if "checkpoints" in cfg["callbacks"] else None
-    return metrics.get(monitored)
+    checkpoints = cfg["callbacks"].get("checkpoints")
+    return metrics.get(checkpoints["monitor"]) if checkpoints else None
 
 
 def __getattr__(name: str) -> Any:

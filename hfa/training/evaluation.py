@@ -47,31 +47,32 @@ class Evaluation(NamedTuple):
     loss: dict[str, LossByPosition]
     recall: Recall
 
-    def answers(self, task: str, length: int) -> Count:
-        """The answers of one task at one length, at all depths."""
-        return self.recall.at(task, length)
+    def answers(self) -> Iterator[tuple[str, int, Count]]:
+        """The answers of each task at each length, over all depths."""
+        for task in self.recall.tasks():
+            for length in self.recall.lengths(task):
+                yield task, length, self.recall.at(task, length)
 
     def to_json(self) -> dict[str, Any]:
         bits = [
             {"source": name, "length": length, "bits_per_byte": counted.value, **counted.to_json()}
             for (name, length), counted in self.bits.items()
         ]
-        summary = [
-            {"task": task, "length": length, "accuracy": count.accuracy, "interval": list(count.interval), "answers": count.answers}
-            for task in self.recall.tasks()
-            for length in self.recall.lengths(task)
-            for count in (self.answers(task, length),)
+        recall = [
+            {"task": task, "length": length, "accuracy": c.accuracy, "interval": list(c.interval), "answers": c.answers}
+            for task, length, c in self.answers()
         ]
-        loss = {name: counted.to_json() for name, counted in self.loss.items()}
-        return {"bits_per_byte": bits, "recall": summary, "recall_by_depth": self.recall.to_json(), "loss_by_position": loss}
+        return {
+            "bits_per_byte": bits,
+            "recall": recall,
+            "recall_by_depth": self.recall.to_json(),
+            "loss_by_position": {name: counted.to_json() for name, counted in self.loss.items()},
+        }
 
     def metrics(self) -> dict[str, float]:
         """One number for each source and length, as loggers and tables want them."""
-        numbers = {f"test/bits_per_byte/{name}/{length}": counted.value for (name, length), counted in self.bits.items()}
-        for task in self.recall.tasks():
-            for length in self.recall.lengths(task):
-                numbers[f"test/recall/{task}/{length}"] = self.answers(task, length).accuracy
-        return numbers
+        bits = {f"test/bits_per_byte/{name}/{length}": bits.value for (name, length), bits in self.bits.items()}
+        return bits | {f"test/recall/{task}/{length}": count.accuracy for task, length, count in self.answers()}
 
 
 def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:

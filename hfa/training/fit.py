@@ -24,6 +24,7 @@ from hfa.training.randomness import seed_everything
 from hfa.training.record import recorded
 from hfa.training.resume import Resumed, find_resumed
 from hfa.training.settings import Settings, TrainSettings, read_settings
+from hfa.training.trainer import rank
 from hfa.types import Source, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
         resumed = find_resumed(settings.resume, cfg) if settings.resume else None
         tokenizer, source = build_data(settings)
         model = build_model(settings, tokenizer, source)
-        telemetry = Telemetry()
+        telemetry = Telemetry(settings.trainer.log_every_n_steps)
         with started_loggers(settings, cfg, run_dir, resumed) as loggers:
             around = Surroundings(cfg, run_dir, tokenizer, source, telemetry, interactive)
             chosen = [callback.build(around) for callback in settings.callbacks.values()]
@@ -96,10 +97,10 @@ def build_model(settings: TrainSettings, tokenizer: Tokenizer, source: Source) -
         expected = f"at least {needed}, the ids of the tokenizer and the data"
         raise ConfigError("model.vocab_size", there, expected, f"set model.vocab_size={needed}")
     if there > 2 * needed:
-        log.info("The model has rows for %d token ids and the data uses %d: model.vocab_size could be less.", there, needed)
+        log.info("model.vocab_size=%d, and the tokenizer and the data use %d ids.", there, needed)
     seed_everything(settings.seed)
     model = settings.model.build()
-    seed_everything(settings.seed + rank_zero_only.rank)  # each process has its own dropout
+    seed_everything(settings.seed + rank())  # each process has its own dropout
     return model
 
 
@@ -149,7 +150,12 @@ def started_loggers(
 
 @rank_zero_only
 def _announce(
-    settings: TrainSettings, model: LanguageModel, source: Source, processes: int, run_dir: Path, resumed: Resumed | None
+    settings: TrainSettings,
+    model: LanguageModel,
+    source: Source,
+    processes: int,
+    run_dir: Path,
+    resumed: Resumed | None,
 ) -> None:
     log.info(
         "Training %s (%s parameters) on %s, %d steps of %d x %d tokens, into %s",

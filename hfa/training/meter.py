@@ -1,4 +1,4 @@
-"""What a window of batches adds up to, as one vector: processes add theirs with one reduction, a checkpoint keeps it."""
+"""What a window of batches adds up to, as one vector: one reduction adds up processes, and a checkpoint keeps it."""
 
 from __future__ import annotations
 

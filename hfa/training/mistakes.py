@@ -43,8 +43,8 @@ def sentence(error: BaseException, conf: Path | None = None) -> str | None:
         case "ConfigCompositionException":
             return _no_such_key(text, conf)
         case "OverrideParseException":
-            override = getattr(error, "override", "")
-            return f"{override!r} is not understood ({text[0].lower()}); write key=value, and quote what a shell might change."
+            override, reason = getattr(error, "override", ""), text[0].lower()
+            return f"{override!r} is not understood ({reason}); write key=value, in quotes if a shell may change it."
         case "MissingMandatoryValue":
             return f"{getattr(error, 'full_key', '')}: no value yet, and it must have one; set it on the command line."
     key = getattr(error, "full_key", None)

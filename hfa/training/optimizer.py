@@ -46,7 +46,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         groups: list[dict[str, Any]] = own(weight_decay)
         return groups
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (kept if parameter.dim() < 2 or id(parameter) in embeddings else decayed).append(parameter)

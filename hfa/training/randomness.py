@@ -18,7 +18,7 @@ def seed_everything(seed: int) -> None:
 
 def capture() -> dict[str, Any]:
     """The random states, as plain data and tensors that `torch.load` reads without executing anything."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": (str(kind), keys.tolist(), int(position), int(has_gauss), float(gauss)),  # type: ignore[union-attr]

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from hfa.errors import ConfigError, HFAError
 from hfa.training.callbacks import Interrupted
 from hfa.training.provenance import provenance
+from hfa.training.trainer import rank
 
 RUN, CONFIG = "run.json", "config.yaml"
 
@@ -29,7 +30,7 @@ def recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ConfigError: `run_dir` holds a run already.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    if (run_dir / RUN).exists() and not rank_zero_only.rank:
+    if (run_dir / RUN).exists() and not rank():
         raise ConfigError("hydra.run.dir", str(run_dir), "a directory without a run in it", "start again")
     record: dict[str, Any] = {"status": "running", **provenance(cfg)}
     record.pop("config")  # it is in config.yaml

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from hfa.metrics.recall import Count
     from hfa.training.evaluation import Evaluation
 
 _WIDE = 160  # columns of a table that nobody's terminal limits
@@ -23,7 +24,8 @@ def console() -> Console:
 
 def show(found: Evaluation, *, title: str, files: Sequence[Path] = ()) -> None:
     """Print an evaluation: a row for each source, a column for each length."""
-    lengths = sorted({length for _, length in found.bits} | {n for task in found.recall.tasks() for n in found.recall.lengths(task)})
+    answers = {(task, length): count for task, length, count in found.answers()}
+    lengths = sorted({length for _, length in (*found.bits, *answers)})
     table = Table()
     table.add_column("")
     for length in lengths:
@@ -32,11 +34,7 @@ def show(found: Evaluation, *, title: str, files: Sequence[Path] = ()) -> None:
         cells = [f"{found.bits[name, n].value:.3f}" if (name, n) in found.bits else "" for n in lengths]
         table.add_row(f"{name}: bits per byte", *cells)
     for task in found.recall.tasks():
-        cells = []
-        for length in lengths:
-            count = found.answers(task, length)
-            low, high = count.interval
-            cells.append(f"{count.accuracy:.1%} ({low:.0%} to {high:.0%}), {count.exact}/{count.answers}" if count.answers else "")
+        cells = [_accuracy(answers[task, n]) if (task, n) in answers else "" for n in lengths]
         table.add_row(f"{task}: exact recall", *cells)
     out = console()
     out.print(title, soft_wrap=True, highlight=False, style="bold")
@@ -45,3 +43,8 @@ def show(found: Evaluation, *, title: str, files: Sequence[Path] = ()) -> None:
         out.print("In brackets the 95% interval (Wilson), then right and all answers.")
     for path in files:
         out.print(str(path), soft_wrap=True, highlight=False)
+
+
+def _accuracy(count: Count) -> str:
+    low, high = count.interval
+    return f"{count.accuracy:.1%} ({low:.0%} to {high:.0%}), {count.exact}/{count.answers}"

@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,18 +38,17 @@ class SweepTable:
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
         if config.hydra.mode.name != "MULTIRUN":
             return
-        error: BaseException | None = None
+        said = ""
         if job_return.status.name == "FAILED":
-            error = vars(job_return)["_return_value"]  # the property would raise it
+            error: BaseException = vars(job_return)["_return_value"]  # the property would raise it
+            mistake = sentence(error)
+            said = mistake or f"{type(error).__name__}: {error}"
+            log.error("Job %s failed: %s", config.hydra.job.num, said, exc_info=None if mistake else error)
             # Hydra stops a sweep at the first job it holds for failed; the table tells it apart.
             job_return.status, job_return.return_value = type(job_return.status).COMPLETED, math.nan
-        said = "" if error is None else sentence(error) or f"{type(error).__name__}: {error}"
-        if said:
-            traceback = error if sentence(error) is None else None
-            log.error("Job %s failed: %s", config.hydra.job.num, said, exc_info=traceback)
         note = {
             "number": int(config.hydra.job.num),
-            "overrides": dict(override.split("=", 1) for override in config.hydra.overrides.task),
+            "overrides": {key: value for key, _, value in (text.partition("=") for text in config.hydra.overrides.task)},
             "status": "failed" if said else "finished",
             "error": said,
         }
@@ -92,8 +91,11 @@ def show_jobs(jobs: Sequence[Job], sweep_dir: Path, monitor: str | None) -> None
         writer = csv.writer(file)
         writer.writerow(["job", *varied, "status", *measured, "error"])
         for job in jobs:
-            values = [job.metrics.get(name, "") for name in measured]
-            writer.writerow([job.number, *(job.overrides.get(key, "") for key in varied), job.status, *values, job.error])
+            chosen, values = (
+                (job.overrides.get(key, "") for key in varied),
+                (job.metrics.get(name, "") for name in measured),
+            )
+            writer.writerow([job.number, *chosen, job.status, *values, job.error])
     table = Table()
     for name in ("job", *varied, "status", *measured):
         table.add_column(name.removeprefix("val/"), justify="right" if name in measured else "left", overflow="fold")
@@ -105,7 +107,8 @@ def show_jobs(jobs: Sequence[Job], sweep_dir: Path, monitor: str | None) -> None
     out = console()
     out.print(table)
     if fixed:
-        out.print("all with " + " ".join(f"{key}={value}" for key, value in fixed.items()), soft_wrap=True, highlight=False)
+        shared = " ".join(f"{key}={value}" for key, value in fixed.items())
+        out.print(f"all with {shared}", soft_wrap=True, highlight=False)
     for job in jobs:
         if job.error:
             out.print(f"job {job.number} failed: {job.error}", soft_wrap=True, highlight=False)
@@ -138,6 +141,7 @@ def best_job(jobs: Sequence[Job], monitor: str | None) -> Job | None:
 def draw_curves(jobs: Sequence[Job], path: Path, varied: Sequence[str], monitor: str | None) -> Path | None:
     """The monitored metric over the steps of every job; None when no job has any."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from hfa.training.loggers import read_metrics
 
@@ -152,8 +156,9 @@ def draw_curves(jobs: Sequence[Job], path: Path, varied: Sequence[str], monitor:
     figure = Figure(figsize=(10, 5.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for number, (label, points) in enumerate(curves):
-        style = ("-", "--", ":", "-.")[number // 10 % 4]
-        axes.plot([row["step"] for row in points], [row[monitor] for row in points], style, marker="o", ms=4, label=label)
+        steps, values = [row["step"] for row in points], [row[monitor] for row in points]
+        axes.plot(steps, values, ("-", "--", ":", "-.")[number // 10 % 4], marker="o", ms=4, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(monitor)
     axes.grid(alpha=0.3)

@@ -11,6 +11,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from hfa.config import Config, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
@@ -24,6 +25,11 @@ _CHATTER = (
     "FSDP2-wrapped module .* returned a view tensor",  # states are values here, never changed in place
     "`isinstance.treespec, LeafSpec.` is deprecated",
 )
+
+
+def rank() -> int:
+    """Which of the processes of a run this is; known before the trainer is built."""
+    return int(rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def quieten() -> None:

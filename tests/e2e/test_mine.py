@@ -34,7 +34,7 @@ HTTP = httpx.Client(verify=False, timeout=60, trust_env=False)
 TINY = {
     "vocab_size": 257,
     "d_model": 32,
-    "num_layers": 2,
+    "num_layers": 3,
     "num_heads": 2,
     "d_ff": 64,
     "dropout": 0.0,

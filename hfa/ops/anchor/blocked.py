@@ -62,7 +62,7 @@ def _read_block(q: Tensor, k: Tensor, v: Tensor, start: int, window: int, num_re
 
     weights = torch.cat([near_scores, best], dim=-1).softmax(-1)  # the one softmax
     near_weights, far_weights = weights.split([near.shape[0], best.shape[-1]], dim=-1)
-    read = near_weights @ near_values + (far_weights[..., None, :] @ far_values).squeeze(-2)
+    read: Tensor = near_weights @ near_values + (far_weights[..., None, :] @ far_values).squeeze(-2)
     return read.flatten(0, 1)
 
 

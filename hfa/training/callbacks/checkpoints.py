@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +36,8 @@ class CheckpointsConfig(CallbackConfig):
         there = ["val/loss"] + ["val/bits_per_byte"] * ("text" in kinds)
         there += [f"val/recall/{name}" for name, part in parts.items() if part.kind == "recall"]
         if self.monitor not in there:
-            raise ConfigError("callbacks.checkpoints.monitor", self.monitor, f"one of {', '.join(there)} with this data")
+            expected = f"one of {', '.join(there)} with this data"
+            raise ConfigError("callbacks.checkpoints.monitor", self.monitor, expected)
         return Checkpoints(self, around)
 
 
@@ -99,7 +99,7 @@ class Checkpoints(L.Callback):
         for name in names:
             copy = self.folder / f".{name}.ckpt"
             shutil.copyfile(fresh, copy)
-            os.replace(copy, self.folder / f"{name}.ckpt")
+            copy.replace(self.folder / f"{name}.ckpt")
             checkpoint.save(self.folder / name, model=model, tokenizer=self._around.tokenizer, provenance=facts)
         fresh.unlink()
 

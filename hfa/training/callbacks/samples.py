@@ -46,9 +46,11 @@ class Samples(L.Callback):
             self._prompts = prompts(self._around.source, self._settings.num_samples, self._settings.prompt_tokens)
         if not self._prompts:
             return
-        tokenizer, step = self._around.tokenizer, trainer.global_step
-        written = [continue_greedily(pl_module.model, prompt, self._settings.new_tokens, tokenizer) for prompt in self._prompts]
-        rows = [[tokenizer.decode(prompt), text] for prompt, text in zip(self._prompts, written, strict=True)]
+        tokenizer, step, count = self._around.tokenizer, trainer.global_step, self._settings.new_tokens
+        rows = [
+            [tokenizer.decode(prompt), continue_greedily(pl_module.model, prompt, count, tokenizer)]
+            for prompt in self._prompts
+        ]
         log_texts(trainer.loggers, "samples", ["prompt", "continuation"], rows, step)
         with (self._around.run_dir / "samples.txt").open("a", encoding="utf-8") as file:
             for prompt, text in rows:

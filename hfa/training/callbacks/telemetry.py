@@ -40,8 +40,9 @@ class Telemetry(L.Callback):
     It is the first of all callbacks, so that a checkpoint of the same step holds a window that has been logged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log_every_n_steps: int) -> None:
         self.clock = Clock()
+        self._every = log_every_n_steps
         self.latest: dict[str, float] = {}  # the newest value of everything, for the progress bar and the summary
         self._window, self._run = (0, 0.0), (0, 0.0)  # tokens and seconds
         self._step, self._lr = 0, 0.0
@@ -57,7 +58,7 @@ class Telemetry(L.Callback):
     ) -> None:
         assert isinstance(pl_module, LMModule)
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        due = stepped and (self._step % trainer.log_every_n_steps == 0 or self._step == trainer.max_steps)
+        due = stepped and (self._step % self._every == 0 or self._step == trainer.max_steps)
         means = pl_module.totals("train") if due else {}  # waits for the device, so that the clock is right
         tokens, seconds = batch.tokens.numel() * trainer.world_size, time.perf_counter() - self.clock.started
         self._window = self._window[0] + tokens, self._window[1] + seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class MetricsCSV(Logger):
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(fresh, self.path)
+        fresh.replace(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -75,6 +74,4 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
         lines = file.read()
     complete = lines[: lines.rfind("\n") + 1].splitlines()
-    return [
-        {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(complete)
-    ]
+    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(complete)]

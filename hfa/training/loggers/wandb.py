@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from hfa.config import PositiveFloat, config
 from hfa.errors import CheckpointError
 from hfa.training.loggers.base import LoggerConfig, RunInfo
+from hfa.training.trainer import rank
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class WandbConfig(LoggerConfig):
     log_artifact: bool
 
     def build(self, run: RunInfo) -> Logger:
-        if rank_zero_only.rank:
+        if rank():
             return Wandb(None, log_artifact=False)
         wandb.setup(wandb.Settings(silent=True))  # what matters of what it says is said here
         online, why = self._online()
@@ -154,8 +154,8 @@ def download(spec: str, root: Path) -> Path:
         raise CheckpointError(f"checkpoint={spec}: wandb has no credentials here; run `wandb login` first.")
     try:
         artifact = wandb.Api(timeout=30).artifact(name, type="model")
-        folder = root / "wandb" / artifact.source_entity / artifact.source_project / artifact.source_name.replace(":", "-")
-        return Path(artifact.download(root=str(folder)))
+        where = (artifact.source_entity, artifact.source_project, artifact.source_name.replace(":", "-"))
+        return Path(artifact.download(root=str(root.joinpath("wandb", *where))))
     except (wandb.Error, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint={spec}: wandb gave no such artifact ({reason}).") from None

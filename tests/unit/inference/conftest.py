@@ -24,7 +24,7 @@ LIMITS = {"device": "cpu", "threads": 1, "prefill_chunk": 4, "max_concurrent": 3
 TINY = {
     "vocab_size": 257,
     "d_model": 32,
-    "num_layers": 2,
+    "num_layers": 3,
     "num_heads": 2,
     "num_kv_heads": 2,
     "d_ff": 64,

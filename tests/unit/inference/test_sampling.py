@@ -49,7 +49,7 @@ def test_zero_temperature_takes_the_likeliest_whatever_the_seed():
     assert {sample(LOGITS, Sampling(seed=s), torch.Generator().manual_seed(s)) for s in range(9)} == {1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
     st.floats(0.01, 5),
@@ -64,7 +64,8 @@ def test_any_combination_is_a_distribution_and_repeatable(logits, temperature, t
     probs = probabilities(row, sampling)
     assert torch.isfinite(probs).all()
     assert math.isclose(probs.sum().item(), 1, abs_tol=1e-4)
-    assert probs[row.argmax()] > 0
+    everything = torch.softmax((row - row.max()) / temperature, -1)
+    assert (probs[everything == everything.max()] > 0).any(), "the likeliest is never dropped"
     assert (probs > 0).sum() <= (top_k or len(logits))
     generators = sampling.generator(), sampling.generator()
     runs = [[sample(row, sampling, generator) for _ in range(5)] for generator in generators]

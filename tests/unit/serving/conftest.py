@@ -27,7 +27,7 @@ CONF = Path(__file__).parents[3] / "conf"
 TINY = {
     "vocab_size": 257,
     "d_model": 32,
-    "num_layers": 2,
+    "num_layers": 3,
     "num_heads": 2,
     "num_kv_heads": 2,
     "d_ff": 64,

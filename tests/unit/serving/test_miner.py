@@ -7,16 +7,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
+import hydra
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from hfa import checkpoint
+from hfa.config import from_mapping
 from hfa.errors import ConfigError, RequestError
 from hfa.network.client import HFAClient
-from hfa.serving.miner import HFAMiner
+from hfa.serving.miner import HFAMiner, MinerConfig
 
+CONF = Path(__file__).parents[3] / "conf"
 HTTP = httpx.Client(verify=False, timeout=60, trust_env=False)  # one for all: each would read the certificates again
 
 
@@ -253,6 +258,17 @@ def test_bodies_over_the_cap_are_413_announced_or_not(start):
     assert "2000 bytes at most" in message(streamed)
 
 
+def test_who_sends_on_after_a_refusal_still_gets_it(shared):
+    """The whole of a body that nobody wants is sent before the answer is looked at; the connection is not reset."""
+    host, port = shared.url.removeprefix("http://").split(":")
+    size = 20_000_000
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(f"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n".encode())
+        connection.sendall(b"x" * size)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
 def test_a_body_that_does_not_come_is_408(start):
     running = start("server.body_timeout_s=0.2")
     host, port = running.url.removeprefix("http://").split(":")
@@ -295,7 +311,7 @@ def test_hanging_up_ends_the_work(start):
         return HTTP.get(running.url + "/statistics").json()["architectures"]["hfa"]
 
     until(lambda: record()["cancelled"] == 2)
-    assert HTTP.get(running.url + "/health").json()["models"]["hfa"]["running"] == 0
+    until(lambda: HTTP.get(running.url + "/health").json()["models"]["hfa"]["running"] == 0)
     assert record()["success_rate"] is None
 
 
@@ -324,6 +340,20 @@ def test_a_failing_model_is_avoided_and_probed_and_does_not_leak(start, monkeypa
         record = client.statistics()["architectures"]["hfa"]
     assert (record["requests"], record["failed"], record["succeeded"]) == (3, 2, 1)
     assert "RuntimeError" in record["last_error"]["error"]
+
+
+def test_a_bug_is_500_without_a_word_about_it(start, monkeypatch):
+    running = start()
+
+    def bug(self, text):
+        raise KeyError("the secret in the traceback")
+
+    monkeypatch.setattr(type(running.miner.models["hfa"].tokenizer), "encode", bug)
+    response = signed(running, ask())
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+    assert "secret" not in response.text
+    monkeypatch.undo()
+    assert signed(running, ask()).status_code == 200
 
 
 def test_a_deadline_cuts_the_answer_and_one_without_a_token_is_504(start):
@@ -512,6 +542,17 @@ def test_a_taken_port_is_one_sentence_even_while_the_other_is_still_loading(sett
             HFAMiner(settings(f"server.port={port}")),
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    "option",
+    sorted(f"{path.parent.name}={path.stem}" for group in ("engine", "network") for path in (CONF / group).iterdir()),
+)
+def test_every_option_composes(runs, option):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("mine", [option, "network.netuid=7"])
+    values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert from_mapping(MinerConfig, values, "mine").network.netuid == 7
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,23 @@ def test_closing_a_finished_reply_changes_nothing(service):
     assert (report.prompt_tokens, report.completion_tokens) == (5, 3)
 
 
+def test_a_stop_text_ends_the_work_too(service, monkeypatch):
+    model = service.models["hfa"].engine._runner.model
+    steps = []
+    step = model.step
+    monkeypatch.setattr(model, "step", lambda tokens, state: steps.append(1) or step(tokens, state))
+
+    async def scenario():
+        first = [piece async for piece in (await service.answer(LONG.model_copy(update={"max_tokens": 2}), 0)).pieces()]
+        reply = await service.answer(LONG.model_copy(update={"stop": ["".join(first)]}), 0)
+        assert [piece async for piece in reply.pieces()] == []
+        assert reply.summary.finish_reason == "stop"
+        await idle(service)
+
+    run(scenario)
+    assert len(steps) < 1000
+
+
 def test_models_that_share_a_tokenizer_encode_a_prompt_once(service, monkeypatch):
     tokenizer = service.models["hfa"].tokenizer
     encoded = []

@@ -1,5 +1,7 @@
 """Runs of a few seconds, composed as the command line composes them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[3] / "conf"
+
+Compose = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +32,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def composed(tmp_path: Path, cache_dir: Path, texts: Path) -> Callable[..., dict[str, Any]]:
+def composed(tmp_path: Path, cache_dir: Path, texts: Path) -> Compose:
     """The smoke experiment on small texts, with overrides, as plain data."""
     fixed = [
         "experiment=smoke",
@@ -37,6 +41,8 @@ def composed(tmp_path: Path, cache_dir: Path, texts: Path) -> Callable[..., dict
         "data.sources.needle.haystack=null",
         f"output_dir={tmp_path / 'outputs'}",
         f"cache_dir={cache_dir}",
+        "model.pattern=[flow,anchor]",
+        "model.num_layers=2",
     ]
 
     def make(*overrides: str) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""Whole runs: what they leave, and how they go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+import yaml
+
+from hfa import checkpoint
+from hfa.errors import CheckpointError, ConfigError
+from hfa.training import callbacks, train
+from hfa.training.callbacks import Interrupted
+from hfa.training.loggers import read_metrics
+
+Compose = Callable[..., dict[str, Any]]
+
+MEASURED = {"tokens_per_s", "memory_mib"}  # what no two runs have alike
+
+
+class Signal(L.Callback):
+    """Sends this process a signal while a step runs."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        self.signum, self.step = signum, step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signum)
+            self.step = -1
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, signum: int, step: int) -> None:
+    """Let a signal arrive while optimizer step `step`, counted from 0, is made."""
+    build = callbacks.ProgressConfig.build
+
+    def with_signal(self: Any, around: Any) -> Any:
+        progress = build(self, around)
+        sender = Signal(signum, step)
+        progress.on_train_batch_start = sender.on_train_batch_start
+        return progress
+
+    monkeypatch.setattr(callbacks.ProgressConfig, "build", with_signal)
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    found = read_metrics(run_dir / "metrics.csv")
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in found]
+
+
+def test_what_a_run_leaves(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("trainer.max_steps=5", "trainer.val_check_interval=2", "trainer.log_every_n_steps=2")
+    metrics = train(cfg, tmp_path / "run")
+    run = tmp_path / "run"
+    assert yaml.safe_load((run / "config.yaml").read_text()) == cfg
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["seed"], record["metrics"]) == ("finished", 0, metrics)
+    found = rows(run)
+    assert [row["step"] for row in found if "train/loss" in row] == [2, 4, 5]
+    assert [row["step"] for row in found if "val/loss" in row] == [2, 4, 5]
+    assert found[0]["lr"] == pytest.approx(1e-3)  # the warm-up's second step of two
+    assert {"val/bits_per_byte", "val/recall/mqar", "val/recall/needle", "val/token_recall/needle"} <= metrics.keys()
+    assert metrics["parameters"] == checkpoint.load(run / "checkpoints" / "last").model.num_parameters
+    assert (run / "plots" / "recall.png").stat().st_size > 10_000
+    assert (run / "samples.txt").read_text().count("=== step") == 3
+    for name in ("last", "best"):
+        artifact = checkpoint.load(run / "checkpoints" / name)
+        assert artifact.provenance["config"] == cfg
+        assert "val/loss" in artifact.provenance["metrics"]
+    assert checkpoint.load(run / "checkpoints" / "last").provenance["step"] == 5
+
+
+def test_the_best_checkpoint_stays_when_things_get_worse(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed("optimizer.lr=3", "scheduler=constant", "scheduler.warmup_steps=0", "trainer.gradient_clip_val=null")
+    train(cfg, tmp_path / "run")
+    losses = {row["step"]: row["val/loss"] for row in rows(tmp_path / "run") if "val/loss" in row}
+    assert losses[4] < losses[8], "this run was meant to get worse"
+    best, last = (torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+    assert (best["global_step"], last["global_step"]) == (4, 8)
+    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "best").provenance["step"] == 4
+
+
+def test_a_step_of_micro_batches_is_a_step_of_one_batch(composed: Compose, tmp_path: Path) -> None:
+    common = ("model.dropout=0.0", "trainer.loss_average=examples", "trainer.max_steps=3")
+    train(composed(*common, "loader.batch_size=4"), tmp_path / "whole")
+    train(composed(*common, "loader.batch_size=2", "trainer.accumulate_grad_batches=2"), tmp_path / "halves")
+    for whole, halves in zip(rows(tmp_path / "whole"), rows(tmp_path / "halves"), strict=True):
+        assert halves == pytest.approx(whole, rel=1e-3)
+
+
+# Between validations; when one is due; mid-window with accumulation and worker processes.
+@pytest.mark.parametrize(
+    ("step", "extra"),
+    [(4, []), (7, []), (6, ["trainer.accumulate_grad_batches=2", "loader.num_workers=1"])],
+)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, extra: list[str]
+) -> None:
+    common = [*extra, "trainer.max_steps=10", "trainer.val_check_interval=4", "trainer.log_every_n_steps=2"]
+    train(composed(*common), tmp_path / "whole")
+    part = tmp_path / "outputs" / "smoke" / "part"
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, signal.SIGTERM, step)
+        with pytest.raises(Interrupted) as stopped:
+            train(composed(*common), part)
+    assert (stopped.value.code, stopped.value.step) == (143, step + 1)
+    assert json.loads((part / "run.json").read_text())["status"] == "interrupted"
+    assert checkpoint.load(part / "checkpoints" / "last").provenance["step"] == step + 1
+    train(composed(*common, "resume=latest"), tmp_path / "resumed")
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "whole")
+    whole, resumed = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "resumed"))
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name
+
+
+def test_the_handlers_of_signals_are_put_back(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    stop_in_step(monkeypatch, signal.SIGINT, 2)
+    with pytest.raises(Interrupted) as stopped:
+        train(composed(), tmp_path / "run")
+    assert stopped.value.code == 130
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_what_cannot_be_resumed(composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"resume=latest: no run below .*smoke has a checkpoint"):
+        train(composed("resume=latest"), tmp_path / "a")
+    with pytest.raises(CheckpointError, match="neither a run directory"):
+        train(composed("resume=nowhere"), tmp_path / "b")
+    old = tmp_path / "old"
+    train(composed("trainer.max_steps=4"), old)
+    with pytest.raises(ConfigError, match=r"trainer.max_steps: got 4, expected more than the 4 steps"):
+        train(composed("trainer.max_steps=4", f"resume={old}"), tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"optimizer.lr: got 0.5, expected 0.001 as in .*old"):
+        train(composed("optimizer.lr=0.5", f"resume={old}"), tmp_path / "d")
+    torn = old / "checkpoints" / "last.ckpt"
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"last.ckpt is torn"):
+        train(composed(f"resume={torn}"), tmp_path / "e")
+    assert json.loads((tmp_path / "e" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_run_directory_holds_one_run(composed: Compose, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="a directory without a run in it"):
+        train(composed(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.vocab_size=100", r"model.vocab_size: got 100, expected at least 257"),
+        ("callbacks.checkpoints.monitor=val/accuracy", r"callbacks.checkpoints.monitor: .*val/recall/needle with this data"),
+        ("trainer.accelerator=gpu", r"trainer.accelerator: got 'gpu', expected a CUDA device"),
+        ("trainer.devices=2", r"trainer.strategy: got 'auto', expected ddp or fsdp"),
+        ("loader.batch_size=0", r"loader.batch_size: got 0, expected greater than 0"),
+        ("+nonsense=1", r"nonsense: got 1"),
+    ],
+)
+def test_combinations_that_cannot_work(composed: Compose, tmp_path: Path, override: str, message: str) -> None:
+    if override.startswith("trainer.accelerator") and torch.cuda.is_available():
+        override, message = "trainer.devices=0", "trainer.devices: got 0"
+    with pytest.raises(ConfigError, match=message):
+        train(composed(override), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,0 +1,57 @@
+"""Which parameters decay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hfa.training.optimizer import AdamWConfig, parameter_groups
+
+ADAMW = AdamWConfig(lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.5)
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.linear = nn.Linear(4, 4)
+        self.norm = nn.RMSNorm(4)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.frozen = nn.Parameter(torch.ones(4, 4), requires_grad=False)
+
+
+def test_only_matrices_decay() -> None:
+    model = Tiny()
+    groups = {group["weight_decay"]: {id(p) for p in group["params"]} for group in parameter_groups(model, 0.5)}
+    assert groups[0.5] == {id(model.linear.weight)}
+    kept = (model.embedding.weight, model.linear.bias, model.norm.weight, model.scale)
+    assert groups[0.0] == {id(parameter) for parameter in kept}
+
+
+def test_a_step_without_gradient_shrinks_matrices_alone() -> None:
+    model = Tiny()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    ADAMW.build(model).step()
+    shrunk = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert shrunk == {"linear.weight"}
+    torch.testing.assert_close(model.linear.weight, before["linear.weight"] * (1 - 0.1 * 0.5))
+
+
+def test_tied_weights_come_once() -> None:
+    model = Tiny()
+    model.head = nn.Linear(4, 5, bias=False)
+    model.head.weight = model.embedding.weight
+    parameters = [p for group in parameter_groups(model, 0.5) for p in group["params"]]
+    assert len(parameters) == len({id(p) for p in parameters}) == 5
+
+
+def test_a_model_may_know_better() -> None:
+    class Own(Tiny):
+        def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
+            return [{"params": [self.scale], "weight_decay": weight_decay / 2}]
+
+    optimizer = ADAMW.build(Own())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(0.25)]

@@ -1,0 +1,137 @@
+"""wandb, without credentials, without an answer, and when the line goes dead."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from hfa.errors import CheckpointError
+from hfa.training import train
+from hfa.training.loggers import read_metrics
+from hfa.training.loggers.wandb import download, run_id
+
+Compose = Callable[..., dict[str, Any]]
+
+BUCKET = {
+    "id": "1",
+    "name": "theid",
+    "displayName": "a-run",
+    "config": "{}",
+    "summaryMetrics": "{}",
+    "project": {"id": "p", "name": "hfa", "entity": {"id": "e", "name": "me"}},
+    "historyLineCount": 0,
+    "eventsLineCount": 0,
+    "logLineCount": 0,
+}
+
+
+class Service(BaseHTTPRequestHandler):
+    """As much of wandb as a run needs to begin."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        if "graphql" not in self.path:
+            self.server.stop.set()  # type: ignore[attr-defined]
+            return
+        answer = json.dumps({"data": {"upsertBucket": {"bucket": BUCKET, "inserted": True}}}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def dying_service() -> Iterator[str]:
+    """A service that lets a run begin and is gone when the first numbers come."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    server.stop = threading.Event()  # type: ignore[attr-defined]
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving.start()
+
+    def die() -> None:
+        server.stop.wait()  # type: ignore[attr-defined]
+        server.shutdown()
+        server.server_close()
+
+    dying = threading.Thread(target=die, daemon=True)
+    dying.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.stop.set()  # type: ignore[attr-defined]
+    dying.join()
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No credentials, no settings, and no service left over from another test."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_without_credentials_a_run_is_offline_and_complete(
+    composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    train(composed("logger=many"), tmp_path / "run")
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert "wandb: offline (no credentials" in caplog.text
+    assert f"wandb sync {folder}" in caplog.text
+    assert run_id(tmp_path / "run") == folder.name.rpartition("-")[2]
+    assert list(folder.glob("files/media/images/recall*.png"))
+    (table, *_) = folder.glob("files/media/table/samples*.json")
+    assert json.loads(table.read_text())["columns"] == ["prompt", "continuation"]
+    logged = next(folder.glob("*.wandb")).read_bytes()
+    for part in (b"val/bits_per_byte", b"tokens_per_s", b"memory_mib", b"model.safetensors", b"hfa.models.hfa.HFAConfig"):
+        assert part in logged, part
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    assert "wandb" not in capfd.readouterr().err  # nothing but what is said above
+
+
+def test_nobody_answers(
+    composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    caplog.set_level(logging.INFO)
+    train(composed("logger=wandb", "logger.wandb.init_timeout_s=0.5"), tmp_path / "run")
+    assert "wandb: offline (" in caplog.text
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_the_line_goes_dead(
+    composed: Compose,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    dying_service: str,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", dying_service)
+    caplog.set_level(logging.INFO)
+    cfg = composed("logger=wandb", "logger.wandb.finish_timeout_s=1", "logger.wandb.log_artifact=false", "~callbacks.samples")
+    train(cfg, tmp_path / "run")
+    assert f"wandb: {dying_service}/me/hfa/runs/theid" in caplog.text
+    (folder,) = (tmp_path / "run" / "wandb").glob("run-*")
+    assert f"wandb sync {folder}" in caplog.text
+    assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"] == cfg["trainer"]["max_steps"]
+
+
+def test_an_artifact_that_cannot_be_had(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"checkpoint=wandb:me/hfa/x:best: .* run `wandb login` first"):
+        download("wandb:me/hfa/x:best", tmp_path)
