@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from hfa import checkpoint
 from hfa.config import Config, PositiveFloat, config
@@ -193,10 +193,10 @@ class HFAMiner:
             return dict.fromkeys(self._config.asked, spec)
         try:
             folder = checkpoint.resolve(spec, architecture=None, root=Path(self._config.checkpoint_root))
-            name: Any = checkpoint.read_config(folder).get("architecture")
+            name = str(checkpoint.read_config(folder).get("architecture"))
         except HFAError:
             name = self._config.default  # loading it says what is wrong
-        return {str(name): spec}
+        return {name: spec}
 
 
 def _end(models: dict[str, Served]) -> None:

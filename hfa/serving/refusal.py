@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -35,6 +35,7 @@ _CODES = {
     503: "unavailable",
     504: "deadline",
 }
+HUNG_UP = 499  # for the server's own books: the caller is gone
 _MAX_MESSAGE = 200  # characters: a refusal is smaller than what it refuses
 _LINGER_S = 2.0
 _LINGER_BYTES = 32 * 2**20
@@ -101,14 +102,19 @@ def install(app: FastAPI, count: Callable[[str], None]) -> None:
         message = f"{request.method} {request.url.path[:80]}: {error.detail}."
         return _response(request, error.status_code, message, dict(error.headers or {}))
 
+    async def left(request: Request, error: Exception) -> Response:
+        count("left")
+        return Response(status_code=HUNG_UP)
+
     async def bug(request: Request, error: Exception) -> Response:
         count("internal")
         content = {"error": {"code": "internal", "message": "The miner failed on this request; its log says why."}}
-        return JSONResponse(content, 500)
+        return JSONResponse(content, 500, {"connection": "close"})  # which is what the server does after a bug
 
     handlers: dict[int | type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         RequestError: refuse,
         HTTPException: http_error,
+        ClientDisconnect: left,
         Exception: bug,
     }
     for kind, handler in handlers.items():

@@ -14,6 +14,7 @@ from hfa.errors import RequestError
 from hfa.network.base import Network
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import CONTENT_TYPE, Metrics
+from hfa.serving.refusal import HUNG_UP
 from hfa.serving.schemas import Answer, GenerateBody, Health, Refusal, StatisticsBody, parse
 from hfa.serving.service import Service
 from hfa.serving.stream import EventStream, whole
@@ -57,7 +58,7 @@ def router(service: Service, gate: Gate, network: Network, metrics: Metrics) -> 
         if body.stream:
             return EventStream(reply, metrics.refused)
         answer = await whole(reply, request)
-        return Response(status_code=499) if answer is None else JSONResponse(answer.model_dump())
+        return Response(status_code=HUNG_UP) if answer is None else JSONResponse(answer.model_dump())
 
     @routes.get("/health", summary="What is running here")
     async def health() -> Health:

@@ -122,7 +122,7 @@ class Wandb(WandbLogger):
         except (wandb.Error, OSError) as error:  # a TimeoutError is an OSError
             if not self._broken:
                 reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-                log.warning("wandb: %s; the run goes on, and is kept in its folder.", reason)
+                log.warning("wandb: %s; what it did not get is kept in the run directory.", reason)
             self._broken = True
             return False
         return True

@@ -279,6 +279,19 @@ def test_a_body_that_does_not_come_is_408(start):
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
+def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_bug(start, caplog):
+    running = start("server.max_uploads=1")
+    host, port = running.url.removeprefix("http://").split(":")
+    headers = running.validator.sign(b"", method="POST", path="/v1/generate", receiver=running.hotkey)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(f"POST /v1/generate HTTP/1.1\r\nhost: x\r\n{lines}content-length: 9\r\n\r\n{{".encode())
+        until(lambda: signed(running, ask()).status_code == 503)
+    until(lambda: 'hfa_refusals_total{code="left"} 1.0' in HTTP.get(running.url + "/metrics").text)
+    assert signed(running, ask()).status_code == 200
+    assert "Traceback" not in caplog.text
+
+
 def test_each_hotkey_has_a_rate_of_its_own(start):
     running = start("server.rate_burst=2", "server.rate_per_s=0.001")
     other = running.subnet.signer("other")

@@ -96,6 +96,7 @@ def test_without_credentials_a_run_is_offline_and_complete(
     assert list(folder.glob("files/media/images/recall*.png"))
     (table, *_) = folder.glob("files/media/table/samples*.json")
     assert json.loads(table.read_text())["columns"] == ["prompt", "continuation"]
+    wandb.teardown()  # as at the end of a process; the service has then written everything
     logged = next(folder.glob("*.wandb")).read_bytes()
     for part in (b"val/bits_per_byte", b"tokens_per_s", b"memory_mib", b"model.safetensors", b"hfa.models.hfa.HFAConfig"):
         assert part in logged, part
@@ -127,7 +128,7 @@ def test_the_line_goes_dead(
     cfg = composed("logger=wandb", "logger.wandb.finish_timeout_s=1", "logger.wandb.log_artifact=false", "~callbacks.samples")
     train(cfg, tmp_path / "run")
     assert f"wandb: {dying_service}/me/hfa/runs/theid" in caplog.text
-    (folder,) = (tmp_path / "run" / "wandb").glob("run-*")
+    (folder,) = (tmp_path / "run" / "wandb").glob("run-*-theid")
     assert f"wandb sync {folder}" in caplog.text
     assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"] == cfg["trainer"]["max_steps"]
 

@@ -1,0 +1,142 @@
+"""What a checkpoint is measured by."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hfa import checkpoint
+from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.errors import CheckpointError, ConfigError
+from hfa.training import evaluate, evaluate_model
+from hfa.training.evaluation import predict
+from hfa.training.fit import build_data, build_model
+from hfa.training.settings import TrainSettings, read_settings
+from hfa.types import IGNORE, NOWHERE, Batch
+
+Compose = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def settings(composed: Compose) -> TrainSettings:
+    return read_settings(composed(), TrainSettings)
+
+
+def test_pieces_predict_what_the_whole_does(settings: TrainSettings) -> None:
+    model = build_model(settings, *build_data(settings)).eval()
+    tokens = torch.randint(257, (2, 70), generator=torch.Generator().manual_seed(0))
+    labels = tokens.roll(-1, 1)
+    labels[0, :30], labels[1, 60:] = IGNORE, IGNORE
+    batch = Batch(tokens, labels, torch.full_like(tokens, NOWHERE), torch.zeros(2, dtype=torch.long))
+    with torch.no_grad():
+        logits, _ = model(tokens)
+    expected = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+    for chunk_size in (7, 64, 100):
+        nats, correct = predict(model, batch, chunk_size)
+        torch.testing.assert_close(nats, expected, atol=1e-4, rtol=1e-4)
+        assert torch.equal(correct, (logits.argmax(-1) == labels) & (labels != IGNORE))
+
+
+class Uniform(nn.Module):
+    """Finds every token equally likely, and says id 65 when asked for one."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        super().__init__()
+        self.config = settings.model
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def hidden(self, tokens: torch.Tensor, state: None = None) -> tuple[torch.Tensor, None]:
+        return torch.zeros(*tokens.shape, 1), None
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(features), self.config.vocab_size)
+        logits[:, 65] = 1e-6
+        return logits
+
+
+def test_a_model_that_knows_nothing(settings: TrainSettings) -> None:
+    tokenizer, source = build_data(settings)
+    model: Any = Uniform(settings).train()
+    found = evaluate_model(
+        model, tokenizer, source, lengths=(512, 256), num_examples=5, depth_bins=4, chunk_size=50, batch_size=2
+    )
+    for length in (256, 512):
+        assert found.bits["text", length].value == pytest.approx(math.log2(257), rel=0.02)  # ends of text have no bytes
+        assert found.recall.at("needle", length).answers == 5 * 2
+        assert found.recall.at("needle", length).exact == 0
+    assert found.loss["text"].edges[-1] == 512
+    assert model.training, "the mode it came in"
+    assert set(found.metrics()) == {
+        *(f"test/bits_per_byte/text/{n}" for n in (256, 512)),
+        *(f"test/recall/{task}/{n}" for task in ("mqar", "needle") for n in (256, 512)),
+    }
+
+
+class Oracle(Uniform):
+    """Predicts each token of a needle's answer by looking it up in the context."""
+
+    def hidden(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        seen = tokens if state is None else torch.cat([state, tokens], 1)
+        out = torch.zeros(*tokens.shape, 1)
+        for row, context in enumerate(seen.tolist()):
+            text = bytes(min(token, 255) for token in context).decode("latin-1")
+            for column in range(tokens.shape[1]):
+                end = len(text) - tokens.shape[1] + column + 1
+                line = text[:end].rpartition("\n")[2]
+                place = text.find(line)
+                out[row, column, 0] = ord(text[place + len(line)]) if place + len(line) < end else 0
+        return out, seen
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(features[:, 0].long(), self.config.vocab_size).float()
+
+
+def test_a_model_that_looks_everything_up(settings: TrainSettings) -> None:
+    tokenizer, source = build_data(settings)
+    model: Any = Oracle(settings)
+    needle = source.parts()["needle"]
+    found = evaluate_model(
+        model, tokenizer, needle, lengths=(200,), num_examples=4, depth_bins=2, chunk_size=64, batch_size=4
+    )
+    count = found.recall.at("needle", 200)
+    assert (count.exact, count.answers) == (8, 8)
+    assert not found.bits
+
+
+def test_data_with_ids_that_the_model_lacks(settings: TrainSettings, composed: Compose) -> None:
+    model = build_model(settings, *build_data(settings))
+    other = read_settings(composed("data.sources.mqar.vocab_size=300", "model.vocab_size=300"), TrainSettings)
+    _, source = build_data(other)
+    with pytest.raises(ConfigError, match=r"data.vocab_size: got 300, expected at most 257, the checkpoint's ids"):
+        evaluate_model(
+            model, ByteTokenizer(), source, lengths=(256,), num_examples=1, depth_bins=1, chunk_size=9, batch_size=1
+        )
+
+
+def test_any_checkpoint_on_any_data(composed: Compose, settings: TrainSettings, tmp_path: Path) -> None:
+    tokenizer, source = build_data(settings)
+    folder = tmp_path / "outputs" / "smoke" / "earlier" / "checkpoints" / "best"
+    checkpoint.save(folder, model=build_model(settings, tokenizer, source), tokenizer=tokenizer, provenance={"step": 7})
+    cfg = composed("mode=evaluate", "checkpoint=best", "model.num_heads=5", "evaluate.lengths=[128,512]")
+    cfg["data"] = {**cfg["data"]["sources"]["mqar"], "vocab_size": 200, "num_pairs": 4}
+    metrics = evaluate(cfg, tmp_path / "run")
+    assert set(metrics) == {"test/recall/mqar/128", "test/recall/mqar/512"}
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (report["checkpoint"], report["training"]["step"]) == (str(folder), 7)
+    assert {"commit", "seed", "command", "date", "config"} <= report.keys()
+    assert [(entry["length"], entry["answers"]) for entry in report["recall"]] == [(128, 16), (512, 16)]
+    assert (tmp_path / "run" / "plots" / "recall.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["metrics"] == metrics
+
+
+def test_no_checkpoint_there(composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="checkpoint=latest: no artifact below"):
+        evaluate(composed("mode=evaluate"), tmp_path / "run")
