@@ -76,7 +76,7 @@ def run(task: Callable[[], Any]) -> int:
 def _sentence(error: Exception) -> str:
     text = str(error)
     if isinstance(error, HFAError):
-        return text.lstrip(".")
+        return text
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]}: no value; set it with {missing[1]}=VALUE."
     if option := re.search(r"Could not find '([^/']+)/(.+)'\s+Available options in '.+':((?:\n\t.+)+)", text):

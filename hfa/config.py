@@ -69,12 +69,12 @@ def from_mapping(cls: type[_C], values: Mapping[str, Any], key: str) -> _C:
     Args:
         cls: the config class.
         values: field name to value; lists become tuples, nested ``_target_`` nodes become configs.
-        key: where `values` stands in the configuration, e.g. ``model``.
+        key: where `values` stands in the configuration, e.g. ``model``; empty for all of it.
 
     Raises:
         ConfigError: an unknown or missing field, a wrong type, a broken constraint.
     """
-    fields = {name: _convert(value, f"{key}.{name}") for name, value in values.items()}
+    fields = {name: _convert(value, f"{key}.{name}" if key else name) for name, value in values.items()}
     try:
         return cls(**fields)
     except ConfigError as error:
@@ -127,7 +127,7 @@ def _convert(value: Any, key: str) -> Any:
 
 
 def _sentence(cls: type[Config], problem: Mapping[str, Any], key: str) -> ConfigError:
-    path = ".".join([key, *(str(part) for part in problem["loc"])])
+    path = ".".join([*filter(None, [key]), *(str(part) for part in problem["loc"])])
     names = [field.name for field in dataclasses.fields(cls)]
     if problem["type"] == "unexpected_keyword_argument":
         close = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)

@@ -123,7 +123,7 @@ def miner() -> Iterator[HFAClient]:
     console.rule("Deploy")
     command = (
         f"mine.py model=hfa network=local checkpoint=latest checkpoint_root={ROOT} server.host=127.0.0.1 server.port=0"
-        " wallet.name=demo"
+        " wallet.name=demo engine.threads=1"
     )
     console.print(f"[dim]$ python {command}[/dim]")
     process = subprocess.Popen([sys.executable, *shlex.split(command)])

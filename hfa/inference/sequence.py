@@ -58,7 +58,8 @@ class Sequence:
     def commit(self, logits: Tensor) -> FinishReason | None:
         """Take the next token from logits [V]; returns why that was the last, if it was."""
         token = sample(logits, self.request.sampling, self._generator)
-        self._first = self._first or time.monotonic()
+        if self._first is None:
+            self._first = time.monotonic()
         if token in self.request.stop_tokens:
             return "stop"
         self.pending = token
@@ -69,7 +70,7 @@ class Sequence:
     def finish(self, reason: FinishReason, error: str = "") -> None:
         """End the stream."""
         now = time.monotonic()
-        admitted = self._admitted or now
-        first = self._first or now
+        admitted = now if self._admitted is None else self._admitted
+        first = now if self._first is None else self._first
         timing = Timing(admitted - self._submitted, first - admitted, now - first)
         self.generation.push(FinishEvent(reason, self.position, self.count, timing, error))

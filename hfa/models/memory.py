@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_ROOM = 256  # tokens to spare, at least, when a buffer grows
+
 
 class Memory(NamedTuple):
     """Keys and values of the tokens so far, in buffers with room to spare.
@@ -37,7 +39,7 @@ class Memory(NamedTuple):
         needed = int(end.max())
         differentiable = torch.is_grad_enabled() and (keys.requires_grad or self.keys.requires_grad)
         if differentiable or self.capacity < needed or not torch.equal(self.written, self.length):
-            room = max(needed, self.capacity) if differentiable else needed + needed // 2
+            room = max(needed, self.capacity) if differentiable else needed + max(needed // 8, _ROOM)
             return self._copied(room, keys, values, end)
         self._place(self.keys, keys)
         self._place(self.values, values)

@@ -13,7 +13,7 @@ from typing import Self
 
 from hfa import checkpoint
 from hfa.config import Config, PositiveFloat, config
-from hfa.errors import ConfigError, HFAError
+from hfa.errors import CheckpointError, ConfigError, HFAError
 from hfa.inference import EngineConfig
 from hfa.models import architectures
 from hfa.network.base import Network, NetworkConfig, WalletConfig
@@ -168,6 +168,7 @@ class HFAMiner:
             try:
                 path = checkpoint.resolve(spec, architecture=name, root=Path(self._config.checkpoint_root).expanduser())
                 artifact = checkpoint.load(path)
+                _check_vocabulary(artifact)
                 engine = self._config.engine.build(artifact.model, name)
             except ConfigError as error:
                 raise error.under("engine") from None
@@ -202,6 +203,14 @@ class HFAMiner:
 def _end(models: dict[str, Served]) -> None:
     for model in models.values():
         model.engine.close()
+
+
+def _check_vocabulary(artifact: checkpoint.Artifact) -> None:
+    ids, known = artifact.model.config.vocab_size, artifact.tokenizer.vocab_size
+    if ids != known:
+        raise CheckpointError(
+            f"{artifact.path}: the model has {ids} token ids and its tokenizer {known}; train it again."
+        )
 
 
 def _uid(network: Network) -> str:

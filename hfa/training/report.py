@@ -17,9 +17,9 @@ _WIDE = 160  # columns of a table that nobody's terminal limits
 
 
 def console() -> Console:
-    """Standard output; wide when it is a file or a pipe, so that no cell is cut."""
-    there = Console()
-    return there if there.is_terminal else Console(width=_WIDE)
+    """Standard output; wide when it is a file or a pipe, so that no cell is cut. Brackets are what they are."""
+    there = Console(markup=False)
+    return there if there.is_terminal else Console(width=_WIDE, markup=False)
 
 
 def show(found: Evaluation, *, title: str, files: Sequence[Path] = ()) -> None:

@@ -46,9 +46,10 @@ class SweepTable:
             log.error("Job %s failed: %s", config.hydra.job.num, said, exc_info=None if mistake else error)
             # Hydra stops a sweep at the first job it holds for failed; the table tells it apart.
             job_return.status, job_return.return_value = type(job_return.status).COMPLETED, math.nan
+        overrides = (override.partition("=") for override in config.hydra.overrides.task)
         note = {
             "number": int(config.hydra.job.num),
-            "overrides": {key: value for key, _, value in (text.partition("=") for text in config.hydra.overrides.task)},
+            "overrides": {key: value for key, _, value in overrides},
             "status": "failed" if said else "finished",
             "error": said,
         }
@@ -58,7 +59,11 @@ class SweepTable:
         sweep_dir = Path(config.hydra.sweep.dir)
         checkpoints = config.callbacks.get("checkpoints")
         jobs = read_jobs(sweep_dir)
-        show_jobs(jobs, sweep_dir, monitor=checkpoints.monitor if checkpoints else None)
+        try:
+            show_jobs(jobs, sweep_dir, monitor=checkpoints.monitor if checkpoints else None)
+        except Exception:
+            log.exception("The table of %s could not be made.", sweep_dir)
+            raise SystemExit(1) from None  # all else Hydra turns into a warning
         if failed := [job for job in jobs if job.status == "failed"]:
             log.error("%d of %d jobs failed.", len(failed), len(jobs))
             raise SystemExit(1)

@@ -40,7 +40,6 @@ def command(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"data.sources.text.paths=[{texts}]",
         "data.sources.needle.haystack=null",
         f"cache_dir={tmp_path_factory.mktemp('cache')}",
-        "model.num_layers=2",
     ]
 
 
@@ -134,26 +133,30 @@ def test_a_traceback_for_those_who_want_it(tmp_path: Path) -> None:
 
 def test_killed_in_the_middle_and_resumed(tmp_path: Path, command: list[str]) -> None:
     """SIGKILL, and the resumed run has the losses of one that was left alone, to the last bit."""
-    arguments = [*command, "trainer.max_steps=150", "trainer.val_check_interval=40", "callbacks.checkpoints.every_n_steps=7"]
+    arguments = [
+        *command,
+        "scheduler=constant",
+        "trainer.val_check_interval=10",
+        "callbacks.checkpoints.every_n_steps=7",
+    ]
     killed_in, whole_in = tmp_path / "killed", tmp_path / "whole"
     killed_in.mkdir()
     whole_in.mkdir()
-    process = start(killed_in, *arguments)
-    killed, _ = stop_at_step(process, killed_in, 60, signal.SIGKILL)
+    process = start(killed_in, *arguments, "trainer.max_steps=100000")
+    killed, _ = stop_at_step(process, killed_in, 22, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    last = int(rows(killed)[-1]["step"])
-    assert last < 150, "it was to be killed before the end"
     assert json.loads((killed / "run.json").read_text())["status"] == "running"
     step = checkpoint.load(killed / "checkpoints" / "last").provenance["step"]
-    assert step >= 56
+    assert step >= 21
+    steps = f"trainer.max_steps={step + 15}"
 
-    code, out, err = run(killed_in, *arguments, "resume=latest", "hydra.run.dir=resumed")
+    code, out, err = run(killed_in, *arguments, steps, "resume=latest", "hydra.run.dir=resumed")
     assert (code, err) == (0, "")
     assert f"Going on after step {step}" in out
-    code, _, err = run(whole_in, *arguments, "hydra.run.dir=whole")
+    code, _, err = run(whole_in, *arguments, steps, "hydra.run.dir=whole")
     assert (code, err) == (0, "")
     assert rows(killed_in / "resumed") == rows(whole_in / "whole")
-    assert len(rows(whole_in / "whole")) == 150 + 4
+    assert [row["step"] for row in rows(whole_in / "whole") if "lr" in row] == list(range(1, step + 16))
 
 
 def test_sigterm_leaves_an_artifact_that_can_be_evaluated(tmp_path: Path, command: list[str]) -> None:
@@ -181,7 +184,9 @@ def test_ctrl_c(tmp_path: Path, command: list[str]) -> None:
     assert (stopped / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=["basic", "joblib"])
+@pytest.mark.parametrize(
+    "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=["basic", "joblib"]
+)
 def test_a_sweep_with_a_job_that_fails(tmp_path: Path, command: list[str], launcher: list[str]) -> None:
     arguments = [*command, *launcher, "-m", "model=hfa,simplemind", "model.num_heads=2,3", "trainer.max_steps=2"]
     code, out, err = run(tmp_path, *arguments)

@@ -54,6 +54,13 @@ def test_a_missing_value_is_named() -> None:
         from_mapping(Sizes, {"width": 1, "spans": []}, "model")
 
 
+def test_keys_of_the_whole_configuration_have_no_prefix() -> None:
+    with pytest.raises(ConfigError, match=r"^width: got 7"):
+        from_mapping(Sizes, GOOD | {"width": 7}, "")
+    with pytest.raises(ConfigError, match=r"^rate: got 2"):
+        from_mapping(Sizes, GOOD | {"rate": 2}, "")
+
+
 @pytest.mark.parametrize(
     "target", ["os.system", "hfa.models.hfa.Flow", "hfa.nowhere.X", "hfa.models.hfa.NoSuchConfig", "", None]
 )

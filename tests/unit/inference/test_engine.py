@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,20 +227,24 @@ def test_a_cancelled_task_cancels_its_request(start, model):
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
-def test_a_deadline_ends_running_and_waiting_requests(start, model):
+def test_a_deadline_ends_running_and_waiting_requests(start, model, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("hfa.inference.sequence.time", SimpleNamespace(monotonic=lambda: now[0]))
     engine = start(model, max_concurrent=1)
     model.gate.clear()
 
     async def main():
-        running = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=0.05))))
-        waiting = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=0.01))))
-        await asyncio.sleep(0.06)  # the deadlines are wall-clock time; nothing is asserted about it
+        running = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=3.0))))
+        waiting = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=2.0))))
+        assert await asyncio.to_thread(model.entered.acquire, timeout=30)
+        now[0] = 3.0
         model.gate.set()
         return [end async for end in _ends(running, waiting)]
 
     running, waiting = asyncio.run(asyncio.wait_for(main(), 30))
     assert (running.reason, waiting.reason) == ("deadline", "deadline")
-    assert waiting.completion_tokens == 0
+    assert (running.completion_tokens, waiting.completion_tokens) == (1, 0)
+    assert (running.timing.queue_s, waiting.timing.queue_s) == (0.0, 3.0)
 
 
 async def _ends(*tasks):

@@ -51,6 +51,12 @@ def tiny_model(name: str, **sizes: int) -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
+def tiny() -> Callable[..., LanguageModel]:
+    """``tiny(name, **sizes)``"""
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with an artifact of HFA and one of SimpleMind; SimpleMind takes longer requests."""
     root = tmp_path_factory.mktemp("outputs")

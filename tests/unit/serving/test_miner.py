@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from hfa import checkpoint
 from hfa.config import from_mapping
+from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.errors import ConfigError, RequestError
 from hfa.network.client import HFAClient
 from hfa.serving.miner import HFAMiner, MinerConfig
@@ -371,7 +372,7 @@ def test_a_bug_is_500_without_a_word_about_it(start, monkeypatch):
 
 def test_a_deadline_cuts_the_answer_and_one_without_a_token_is_504(start):
     running = start()
-    cut = signed(running, ask(max_tokens=4000, deadline_s=0.5)).json()
+    cut = signed(running, ask(max_tokens=4000, deadline_s=2.0)).json()
     assert cut["finish_reason"] == "deadline"
     assert 0 < cut["usage"]["completion_tokens"] < 4000
     nothing = signed(running, ask(prompt="x" * 19_000, model="hfa", deadline_s=0.001))
@@ -411,6 +412,14 @@ def test_one_torn_artifact_is_a_warning_and_the_other_serves(start, runs, tmp_pa
     with running.client() as client:
         answer = client.generate("hello", max_tokens=2)
     assert (answer.model, answer.reason) == ("simplemind", "hfa is not loaded")
+
+
+def test_a_model_that_says_more_than_its_tokenizer_knows_is_not_served(start, tiny, tmp_path, caplog):
+    folder = tmp_path / "runs" / "hfa" / "checkpoints" / "last"
+    checkpoint.save(folder, model=tiny("hfa", vocab_size=300), tokenizer=ByteTokenizer(), provenance={})
+    start(f"checkpoint_root={tmp_path / 'runs'}")
+    assert "hfa is not served" in caplog.text
+    assert "the model has 300 token ids and its tokenizer 257" in caplog.text
 
 
 def test_no_model_at_all_is_503_and_the_miner_lives(start, tmp_path, caplog):

@@ -159,7 +159,10 @@ def test_a_run_directory_holds_one_run(composed: Compose, tmp_path: Path) -> Non
     ("override", "message"),
     [
         ("model.vocab_size=100", r"model.vocab_size: got 100, expected at least 257"),
-        ("callbacks.checkpoints.monitor=val/accuracy", r"callbacks.checkpoints.monitor: .*val/recall/needle with this data"),
+        (
+            "callbacks.checkpoints.monitor=val/accuracy",
+            r"callbacks.checkpoints.monitor: .*val/recall/needle with this data",
+        ),
         ("trainer.accelerator=gpu", r"trainer.accelerator: got 'gpu', expected a CUDA device"),
         ("trainer.devices=2", r"trainer.strategy: got 'auto', expected ddp or fsdp"),
         ("loader.batch_size=0", r"loader.batch_size: got 0, expected greater than 0"),

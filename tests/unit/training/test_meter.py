@@ -22,7 +22,12 @@ def batch(source: list[int]) -> Batch:
 def scored(nats: list[float], correct: list[bool], label: list[int], recalled: list[bool], row: list[int]) -> Scored:
     column = torch.zeros(len(nats), dtype=torch.long)
     return Scored(
-        torch.tensor(nats), torch.tensor(correct), torch.tensor(label), torch.tensor(recalled), torch.tensor(row), column
+        torch.tensor(nats),
+        torch.tensor(correct),
+        torch.tensor(label),
+        torch.tensor(recalled),
+        torch.tensor(row),
+        column,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from hfa.errors import ConfigError
@@ -19,11 +20,12 @@ MISTAKES = {
     "model.d_modle=64": "model.d_modle: there is no such key; did you mean model.d_model?",
     "zzzzz=1": "zzzzz: there is no such key; python train.py --cfg job shows all there are.",
     "seed=???": "seed: no value yet, and it must have one; set it on the command line.",
-    "seed": "'seed' is not understood (error parsing override 'seed'); write key=value, in quotes if a shell may change it.",
+    "seed": "'seed' is not understood (error parsing override 'seed'); write key=value, in quotes if a shell may "
+    "change it.",
     "seed=1,2": "seed: got several values, 1,2; add -m to run one job for each, or write [1,2] for a list.",
     "seed=${nothing}": "seed: Interpolation key 'nothing' not found.",
-    "+seed=1": "Could not append to config. An item is already at 'seed'. Either remove + prefix: 'seed=1' Or add a second + "
-    "to add or override 'seed': '++seed=1'.",
+    "+seed=1": "Could not append to config. An item is already at 'seed'. Either remove + prefix: 'seed=1' Or add a "
+    "second + to add or override 'seed': '++seed=1'.",
     "hydra/sweeper=optunaa": "hydra/sweeper: no option 'optunaa'; choose one of basic.",
 }
 
@@ -43,14 +45,13 @@ def test_our_own_errors_are_sentences_already() -> None:
 def test_what_is_not_the_users_mistake() -> None:
     assert sentence(RuntimeError("out of luck")) is None
     with pytest.raises(Exception) as caught:  # noqa: PT011
-        from hydra.utils import instantiate
-
         instantiate({"_target_": "nowhere.at.all"})
     assert sentence(caught.value) is None
 
 
 @pytest.mark.parametrize(
-    ("flag", "example"), [("--optimizer.lr=0.1", "optimizer.lr=0.1"), ("--batch-size", "batch_size=VALUE"), ("-x", "x=VALUE")]
+    ("flag", "example"),
+    [("--optimizer.lr=0.1", "optimizer.lr=0.1"), ("--batch-size", "batch_size=VALUE"), ("-x", "x=VALUE")],
 )
 def test_flags_that_are_none(flag: str, example: str) -> None:
     expected = f"{flag}: there is no such flag; values are set without dashes, as in {example}."

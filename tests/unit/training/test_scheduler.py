@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def test_cosine_falls_from_the_top_to_the_final_fraction() -> None:
     seen = rates(CosineConfig(warmup_steps=2, final_fraction=0.1), 102)
     assert seen[1] == seen[2] == pytest.approx(2.0)
     assert seen[52] == pytest.approx(2.0 * 0.55)
-    assert all(a > b for a, b in zip(seen[2:], seen[3:], strict=False))
+    assert all(a > b for a, b in pairwise(seen[2:]))
     assert CosineConfig(warmup_steps=2, final_fraction=0.1).factor(102, 102) == pytest.approx(0.1)
 
 

@@ -16,7 +16,13 @@ from hfa.training.loggers.csv import MetricsCSV
 from hfa.training.sweep import SweepTable, best_job, metric_columns, read_jobs, split_overrides
 
 RESULTS = [
-    {"val/loss": 2.0, "val/recall/needle": 0.5, "val/token_recall/needle": 0.7, "tokens_per_s": 1234.0, "parameters": 10.0},
+    {
+        "val/loss": 2.0,
+        "val/recall/needle": 0.5,
+        "val/token_recall/needle": 0.7,
+        "tokens_per_s": 1234.0,
+        "parameters": 10.0,
+    },
     {"val/loss": 1.0, "val/recall/needle": 1.0, "tokens_per_s": 999.0, "parameters": 20.0},
 ]
 
@@ -25,7 +31,7 @@ def config(sweep_dir: Path, number: int, *overrides: str) -> Any:
     hydra = {
         "mode": "MULTIRUN",
         "job": {"num": number},
-        "overrides": {"task": ["experiment=smoke", *overrides]},
+        "overrides": {"task": ["data.paths=[/a,/b]", *overrides]},
         "runtime": {"output_dir": str(sweep_dir / str(number))},
         "sweep": {"dir": str(sweep_dir)},
     }
@@ -55,7 +61,7 @@ def sweep_dir(tmp_path: Path) -> Path:
         log = MetricsCSV(run_dir / "metrics.csv")
         for step in (1, 2):
             log.log_metrics({"val/loss": metrics["val/loss"] + 1 / step}, step)
-        table.on_job_end(config(tmp_path, number, "model=hfa", f"seed={number}"), finished())
+        table.on_job_end(config(tmp_path, number, "model=hfa", f"seed=[{number}]"), finished())
     mistake = ConfigError("model.num_heads", 3, "a divisor of d_model=32")
     for number, error in ((2, mistake), (3, RuntimeError("boom"))):
         (tmp_path / str(number)).mkdir()
@@ -78,7 +84,14 @@ def test_every_job_has_a_row(sweep_dir: Path, capsys: pytest.CaptureFixture[str]
     assert rows[2]["error"] == "model.num_heads: got 3, expected a divisor of d_model=32."
     assert rows[3]["error"] == "RuntimeError: boom"
     shown = capsys.readouterr().out
-    for text in ("1,234", "100.0%", "all with experiment=smoke", "job 3 failed: RuntimeError: boom", "sweep.csv", "sweep.png"):
+    for text in (
+        "1,234",
+        "100.0%",
+        "all with data.paths=[/a,/b]",
+        "job 3 failed: RuntimeError: boom",
+        "sweep.csv",
+        "sweep.png",
+    ):
         assert text in shown
     assert (sweep_dir / "sweep.png").stat().st_size > 10_000
 
@@ -92,7 +105,7 @@ def test_a_sweep_without_failures_ends_well(sweep_dir: Path) -> None:
 
 def test_columns(sweep_dir: Path) -> None:
     jobs = read_jobs(sweep_dir)
-    assert split_overrides(jobs) == (["model", "seed", "~logger"], {"experiment": "smoke"})
+    assert split_overrides(jobs) == (["model", "seed", "~logger"], {"data.paths": "[/a,/b]"})
     assert metric_columns(jobs) == ["val/loss", "val/recall/needle", "tokens_per_s", "parameters"]
 
 

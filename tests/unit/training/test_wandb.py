@@ -98,7 +98,13 @@ def test_without_credentials_a_run_is_offline_and_complete(
     assert json.loads(table.read_text())["columns"] == ["prompt", "continuation"]
     wandb.teardown()  # as at the end of a process; the service has then written everything
     logged = next(folder.glob("*.wandb")).read_bytes()
-    for part in (b"val/bits_per_byte", b"tokens_per_s", b"memory_mib", b"model.safetensors", b"hfa.models.hfa.HFAConfig"):
+    for part in (
+        b"val/bits_per_byte",
+        b"tokens_per_s",
+        b"memory_mib",
+        b"model.safetensors",
+        b"hfa.models.hfa.HFAConfig",
+    ):
         assert part in logged, part
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     assert "wandb" not in capfd.readouterr().err  # nothing but what is said above
@@ -125,7 +131,9 @@ def test_the_line_goes_dead(
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", dying_service)
     caplog.set_level(logging.INFO)
-    cfg = composed("logger=wandb", "logger.wandb.finish_timeout_s=1", "logger.wandb.log_artifact=false", "~callbacks.samples")
+    cfg = composed(
+        "logger=wandb", "logger.wandb.finish_timeout_s=1", "logger.wandb.log_artifact=false", "~callbacks.samples"
+    )
     train(cfg, tmp_path / "run")
     assert f"wandb: {dying_service}/me/hfa/runs/theid" in caplog.text
     (folder,) = (tmp_path / "run" / "wandb").glob("run-*-theid")
