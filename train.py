@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-CONF = Path(__file__).parent / "conf"
+MAIN = Path(__file__).parent / "conf" / "train.yaml"
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -39,26 +39,32 @@ def job(cfg: DictConfig) -> float | None:
 
 def leave_if_mistaken(error: Exception) -> None:
     """One sentence and exit code 2, unless the error is not the user's or a traceback is wanted."""
-    from hfa.training.mistakes import sentence
+    from hfa.mistakes import sentence
 
-    if (said := sentence(error, CONF)) and not FULL_ERROR:
+    if (said := sentence(error, MAIN)) and not FULL_ERROR:
         sys.stderr.write(f"{said}\n")
         sys.exit(2)
 
 
+def is_override(argument: str) -> bool:
+    """Whether it is a ``key=value``, ``+key=value`` or ``~key``."""
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
+
+
 def main() -> None:
     """The command line."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else threads that wait take the cores from those that work
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them
-    # Flags may stand anywhere: argparse wants them before the overrides.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: "=" in argument and not argument.startswith("-"))
+    sys.argv[1:] = sorted(sys.argv[1:], key=is_override)  # flags may stand anywhere; argparse wants them first
     _, unknown = get_args_parser().parse_known_args()
     try:
         if unknown:
-            from hfa.training.mistakes import no_such_flag
+            from hfa.mistakes import no_such_flag
 
             raise no_such_flag(unknown[0])
         job()
     except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
         sys.exit(130)
     except Exception as error:
         leave_if_mistaken(error)

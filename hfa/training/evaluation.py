@@ -92,12 +92,12 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
     """
     settings = read_settings(cfg, EvaluationSettings)
     settings.trainer.prepare()
-    with recorded(run_dir, cfg) as record:
+    with recorded(run_dir, cfg) as record, started_loggers(settings, cfg, run_dir, None) as loggers:
         folder = find_artifact(settings)
-        device = "cuda" if settings.trainer.device_kind == "gpu" else "cpu"
-        artifact = checkpoint.load(folder, device)
+        artifact = checkpoint.load(folder, "cuda" if settings.trainer.device_kind == "gpu" else "cpu")
         source = settings.data.build(artifact.tokenizer, settings.cache)
-        log.info("Evaluating %s from %s", type(artifact.model.config).name, folder)
+        name, step = type(artifact.model.config).name, int(artifact.provenance.get("step") or 0)
+        log.info("Evaluating %s from %s", name, folder)
         found = evaluate_model(
             artifact.model,
             artifact.tokenizer,
@@ -108,19 +108,17 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
             chunk_size=settings.evaluate.chunk_size,
             batch_size=settings.evaluate.batch_size,
         )
-        name = type(artifact.model.config).name
-        plots = draw(found, name, run_dir / "plots")
-        record["metrics"] = found.metrics()
+        metrics = found.metrics()
+        record["metrics"] = metrics
         report = {"checkpoint": str(folder), "training": artifact.provenance, **provenance(cfg), **found.to_json()}
         (run_dir / "evaluation.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
-        with started_loggers(settings, cfg, run_dir, None) as loggers:
-            step = int(artifact.provenance.get("step") or 0)
-            for logger in loggers:
-                logger.log_metrics(found.metrics(), step)
-            for path in plots:
-                log_picture(loggers, path.stem, path, step)
+        plots = draw(found, name, run_dir / "plots")
+        for logger in loggers:
+            logger.log_metrics(metrics, step)
+        for path in plots:
+            log_picture(loggers, path.stem, path, step)
         show(found, title=f"{name} from {folder}", files=[run_dir / "evaluation.json", *plots])
-    return found.metrics()
+    return metrics
 
 
 def evaluate_model(
@@ -147,7 +145,7 @@ def evaluate_model(
         lengths: tokens per example.
         num_examples: of each part at each length; fewer when a text is too short for them.
         depth_bins: parts of the context that recall is counted in.
-        chunk_size: tokens run at once; the state is carried from piece to piece, so memory does not grow with length.
+        chunk_size: tokens run at once; the state is carried from piece to piece, and activations stay small.
         batch_size: examples run side by side.
         split: of the data.
 

@@ -127,7 +127,8 @@ def fit(trainer: L.Trainer, module: LMModule, data: DataModule, resumed: Resumed
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Interrupted as interrupted:
-        log.info("Stopped by %s. Go on with the same command and resume=%s", interrupted, trainer.default_root_dir)
+        if trainer.is_global_zero:
+            log.info("Stopped by %s. Go on with the same command and resume=%s", interrupted, trainer.default_root_dir)
         raise
 
 

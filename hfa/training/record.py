@@ -27,11 +27,12 @@ def recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     ``running`` to ``finished``, ``interrupted`` or ``failed``, and stays ``running`` after a SIGKILL.
 
     Raises:
-        ConfigError: `run_dir` holds a run already.
+        ConfigError: `run_dir` holds the checkpoints of a run already.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    if (run_dir / RUN).exists() and not rank():
-        raise ConfigError("hydra.run.dir", str(run_dir), "a directory without a run in it", "start again")
+    if (run_dir / "checkpoints").exists() and not rank():
+        expected = "a directory without checkpoints of another run"
+        raise ConfigError("hydra.run.dir", str(run_dir), expected, "name another one, or delete it")
     record: dict[str, Any] = {"status": "running", **provenance(cfg)}
     record.pop("config")  # it is in config.yaml
     _write(run_dir / RUN, json.dumps(record, indent=2))

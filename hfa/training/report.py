@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from hfa.metrics.recall import Count
     from hfa.training.evaluation import Evaluation
 
 _WIDE = 160  # columns of a table that nobody's terminal limits
@@ -23,28 +22,19 @@ def console() -> Console:
 
 
 def show(found: Evaluation, *, title: str, files: Sequence[Path] = ()) -> None:
-    """Print an evaluation: a row for each source, a column for each length."""
-    answers = {(task, length): count for task, length, count in found.answers()}
-    lengths = sorted({length for _, length in (*found.bits, *answers)})
+    """Print an evaluation: a row for each source at each length, and where the rest is."""
     table = Table()
-    table.add_column("")
-    for length in lengths:
-        table.add_column(f"{length:,} tokens", justify="right")
-    for name in dict.fromkeys(source for source, _ in found.bits):
-        cells = [f"{found.bits[name, n].value:.3f}" if (name, n) in found.bits else "" for n in lengths]
-        table.add_row(f"{name}: bits per byte", *cells)
-    for task in found.recall.tasks():
-        cells = [_accuracy(answers[task, n]) if (task, n) in answers else "" for n in lengths]
-        table.add_row(f"{task}: exact recall", *cells)
+    table.add_column("measure")
+    for name in ("tokens", "result", "95% interval", "right of all"):
+        table.add_column(name, justify="right")
+    for (source, length), bits in sorted(found.bits.items()):
+        table.add_row(f"{source}: bits per byte", f"{length:,}", f"{bits.value:.3f}")
+    for task, length, count in found.answers():
+        low, high = count.interval
+        interval, right = f"{low:.1%} to {high:.1%}", f"{count.exact} of {count.answers}"
+        table.add_row(f"{task}: exact recall", f"{length:,}", f"{count.accuracy:.1%}", interval, right)
     out = console()
     out.print(title, soft_wrap=True, highlight=False, style="bold")
     out.print(table)
-    if found.recall.tasks():
-        out.print("In brackets the 95% interval (Wilson), then right and all answers.")
     for path in files:
         out.print(str(path), soft_wrap=True, highlight=False)
-
-
-def _accuracy(count: Count) -> str:
-    low, high = count.interval
-    return f"{count.accuracy:.1%} ({low:.0%} to {high:.0%}), {count.exact}/{count.answers}"

@@ -89,7 +89,4 @@ def read_settings(cfg: Mapping[str, Any], kind: type[_S]) -> _S:
     """
     known = {field.name for each in (TrainSettings, EvaluationSettings) for field in dataclasses.fields(each)}
     mine = {field.name for field in dataclasses.fields(kind)}
-    try:
-        return from_mapping(kind, {key: value for key, value in cfg.items() if key in mine or key not in known}, "")
-    except ConfigError as error:
-        raise ConfigError(error.key.removeprefix("."), error.got, error.expected, error.remedy) from None
+    return from_mapping(kind, {key: value for key, value in cfg.items() if key in mine or key not in known}, "")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfa.training.mistakes import sentence
+from hfa.mistakes import sentence
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ class SweepTable:
             mistake = sentence(error)
             said = mistake or f"{type(error).__name__}: {error}"
             log.error("Job %s failed: %s", config.hydra.job.num, said, exc_info=None if mistake else error)
-            # Hydra stops a sweep at the first job it holds for failed; the table tells it apart.
-            job_return.status, job_return.return_value = type(job_return.status).COMPLETED, math.nan
+            # Hydra stops a sweep at a job it holds for failed; the table tells it apart, and a search goes elsewhere.
+            job_return.status, job_return.return_value = type(job_return.status).COMPLETED, _worst(config.hydra.sweeper)
         overrides = (override.partition("=") for override in config.hydra.overrides.task)
         note = {
             "number": int(config.hydra.job.num),
@@ -170,6 +170,11 @@ def draw_curves(jobs: Sequence[Job], path: Path, varied: Sequence[str], monitor:
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, format="png")
     return path
+
+
+def _worst(sweeper: Any) -> float:
+    """The value that a sweeper which searches likes least."""
+    return -math.inf if "direction" in sweeper and "maximize" in str(sweeper.direction) else math.inf
 
 
 def _cell(name: str, value: float | None) -> str:

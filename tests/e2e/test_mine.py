@@ -283,12 +283,16 @@ def test_help_is_worth_reading_and_imports_nothing_heavy(place):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["server.prt=1"], "server.prt: no such key; did you mean server.port?"),
+        (["server.prt=1"], "server.prt: there is no such key; did you mean server.port?"),
         (["server.port=abc"], "server.port: got 'abc', expected a valid integer."),
-        (["network=tset"], "network: got 'tset', expected one of finney, local, test."),
+        (["network=tset"], "network: no option 'tset'; did you mean test? choose one of finney, local, test."),
         (["--netuidd", "4"], "--netuidd: no such flag; did you mean --netuid?"),
         (["--netuid"], "--netuid: no value was given; write --netuid VALUE."),
-        (["serve"], "serve: got no value, expected key=value."),
+        (
+            ["serve"],
+            "'serve' is not understood (error parsing override 'serve');"
+            " write key=value, in quotes if a shell may change it.",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_2(place, words, sentence):

@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 
-from hfa.training.mistakes import EXTRAS, keys, sentence
+from hfa.mistakes import EXTRAS, keys, sentence
 from hfa.training.settings import EvaluationSettings, TrainSettings, read_settings
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -92,5 +92,5 @@ def test_help_names_every_group_option_and_key() -> None:
 
 
 def test_keys_that_a_typo_is_compared_with() -> None:
-    found = keys(CONF)
+    found = keys(CONF / "train.yaml")
     assert {"model.d_model", "data.num_pairs", "optimizer.lr", "loader.batch_size", "seed", "logger"} <= set(found)

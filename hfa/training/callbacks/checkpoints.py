@@ -64,6 +64,8 @@ class Checkpoints(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = self._saved = trainer.global_step
+        if trainer.ckpt_path and self.best is not None and trainer.is_global_zero:
+            self._take_over_best(Path(trainer.ckpt_path).parent)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
@@ -77,6 +79,15 @@ class Checkpoints(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Interrupted) and self._saved != trainer.global_step:
             self._save(trainer, pl_module)
+
+    def _take_over_best(self, earlier: Path) -> None:
+        """The best checkpoint of the run that this one goes on from is this one's until a better one comes."""
+        if not (earlier / "best.ckpt").is_file() or not (earlier / "best").is_dir():
+            self.best = None
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(earlier / "best.ckpt", self.folder / "best.ckpt")
+        shutil.copytree(earlier / "best", self.folder / "best", dirs_exist_ok=True)
 
     def _improved(self, value: float) -> bool:
         sign = 1 if self._settings.mode == "min" else -1

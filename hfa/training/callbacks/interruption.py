@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as L
 
 from hfa.training.callbacks.validation import validation_follows
+from hfa.training.trainer import rank
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class Interruption(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._trainer, self._step = trainer, trainer.global_step
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets only that one handle signals
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._previous[signum] = signal.signal(signum, self._note)
 
@@ -74,7 +78,9 @@ class Interruption(L.Callback):
             self._restore()
             raise KeyboardInterrupt
         self._received = signum
-        log.info("Stopping after this step%s ...", "; Ctrl-C again stops at once" if signum == signal.SIGINT else "")
+        if rank() == 0:
+            again = "; Ctrl-C again stops at once" if signum == signal.SIGINT else ""
+            log.info("Stopping after this step%s ...", again)
         launcher = self._trainer.strategy.launcher if self._trainer else None
         if launcher is not None and signum == signal.SIGTERM:
             launcher.kill(signum)  # the other processes of this machine; Ctrl-C reaches them by itself

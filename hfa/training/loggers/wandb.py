@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -36,22 +37,21 @@ class WandbConfig(LoggerConfig):
         if rank():
             return Wandb(None, log_artifact=False)
         wandb.setup(wandb.Settings(silent=True))  # what matters of what it says is said here
-        online, why = self._online()
-        if online:
+        mode: Any = os.environ.get("WANDB_MODE", "auto") if self.mode == "auto" else self.mode
+        why = f"mode={mode}"
+        if mode == "auto":
+            mode, why = (
+                ("online", "") if has_credentials() else ("offline", "no credentials; `wandb login` stores some")
+            )
+        if mode == "online":
             try:
                 return self._start(run, "online")
             except wandb.Error as error:
-                why = str(error).splitlines()[0].rstrip(".")
-        log.info("wandb: offline (%s).", why)
-        return self._start(run, "offline")
+                mode, why = "offline", str(error).splitlines()[0].rstrip(".")
+        log.info("wandb: %s (%s).", mode, why)
+        return self._start(run, mode)
 
-    def _online(self) -> tuple[bool, str]:
-        mode = os.environ.get("WANDB_MODE", self.mode) if self.mode == "auto" else self.mode
-        if mode == "auto":
-            return has_credentials(), "no credentials; `wandb login` stores some"
-        return mode == "online", f"mode={mode}"
-
-    def _start(self, run: RunInfo, mode: Literal["online", "offline"]) -> Wandb:
+    def _start(self, run: RunInfo, mode: Literal["online", "offline", "disabled"]) -> Wandb:
         previous = run_id(run.resumed_from) if run.resumed_from else None
         started = wandb.init(
             project=self.project,
@@ -100,7 +100,7 @@ class Wandb(WandbLogger):
         """Upload a model artifact, under the aliases ``latest`` and ``best``."""
         if not self._log_artifact or self._run is None or self._broken:
             return
-        artifact = wandb.Artifact(name, type="model", metadata=metadata)
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type="model", metadata=metadata)
         artifact.add_dir(str(folder))
         run = self._run
         self._attempt(lambda: run.log_artifact(artifact, aliases=["latest", "best"]))

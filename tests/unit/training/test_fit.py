@@ -78,13 +78,16 @@ def test_what_a_run_leaves(composed: Compose, tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_stays_when_things_get_worse(composed: Compose, tmp_path: Path) -> None:
-    cfg = composed("optimizer.lr=3", "scheduler=constant", "scheduler.warmup_steps=0", "trainer.gradient_clip_val=null")
-    train(cfg, tmp_path / "run")
+    bad = ("optimizer.lr=3", "scheduler=constant", "scheduler.warmup_steps=0", "trainer.gradient_clip_val=null")
+    train(composed(*bad), tmp_path / "run")
     losses = {row["step"]: row["val/loss"] for row in rows(tmp_path / "run") if "val/loss" in row}
     assert losses[4] < losses[8], "this run was meant to get worse"
-    best, last = (torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
-    assert (best["global_step"], last["global_step"]) == (4, 8)
-    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "best").provenance["step"] == 4
+    train(composed(*bad, "trainer.max_steps=4"), tmp_path / "part")
+    train(composed(*bad, f"resume={tmp_path / 'part'}"), tmp_path / "resumed")
+    for run in ("run", "resumed"):
+        best, last = (torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
+        assert (best["global_step"], last["global_step"]) == (4, 8)
+        assert checkpoint.load(tmp_path / run / "checkpoints" / "best").provenance["step"] == 4
 
 
 def test_a_step_of_micro_batches_is_a_step_of_one_batch(composed: Compose, tmp_path: Path) -> None:
@@ -115,9 +118,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     assert checkpoint.load(part / "checkpoints" / "last").provenance["step"] == step + 1
     train(composed(*common, "resume=latest"), tmp_path / "resumed")
     assert rows(tmp_path / "resumed") == rows(tmp_path / "whole")
-    whole, resumed = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "resumed"))
-    for name, weight in whole["state_dict"].items():
-        assert torch.equal(weight, resumed["state_dict"][name]), name
+    for kind in ("last", "best"):
+        whole, resumed = (torch.load(tmp_path / run / "checkpoints" / f"{kind}.ckpt") for run in ("whole", "resumed"))
+        for name, weight in whole["state_dict"].items():
+            assert torch.equal(weight, resumed["state_dict"][name]), (kind, name)
 
 
 def test_the_handlers_of_signals_are_put_back(
@@ -150,8 +154,8 @@ def test_what_cannot_be_resumed(composed: Compose, tmp_path: Path) -> None:
 
 
 def test_a_run_directory_holds_one_run(composed: Compose, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ConfigError, match="a directory without a run in it"):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="a directory without checkpoints of another run"):
         train(composed(), tmp_path)
 
 

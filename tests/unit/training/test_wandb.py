@@ -88,7 +88,7 @@ def test_without_credentials_a_run_is_offline_and_complete(
     composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO)
-    train(composed("logger=many"), tmp_path / "run")
+    train(composed("logger=many", "name=a run/of mine"), tmp_path / "run")
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert "wandb: offline (no credentials" in caplog.text
     assert f"wandb sync {folder}" in caplog.text

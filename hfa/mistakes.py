@@ -25,12 +25,12 @@ EXTRAS = {
 }
 
 
-def sentence(error: BaseException, conf: Path | None = None) -> str | None:
+def sentence(error: BaseException, main: Path | None = None) -> str | None:
     """What the user has to know about `error`; None when it is not the user's.
 
     Args:
         error: what was raised while composing or running.
-        conf: the folder of the configuration, to find the key that was meant; None does not look.
+        main: the YAML that was composed, ``conf/train.yaml`` say, to find the key that was meant; None does not look.
     """
     if isinstance(error, HFAError):
         return str(error)
@@ -41,7 +41,7 @@ def sentence(error: BaseException, conf: Path | None = None) -> str | None:
         case "MissingConfigException":
             return _no_such_option(error)
         case "ConfigCompositionException":
-            return _no_such_key(text, conf)
+            return _no_such_key(text, main)
         case "OverrideParseException":
             override, reason = getattr(error, "override", ""), text[0].lower()
             return f"{override!r} is not understood ({reason}); write key=value, in quotes if a shell may change it."
@@ -69,15 +69,16 @@ def _no_such_option(error: BaseException) -> str:
     return f"{group}: no option {option!r}; {_closest(option, options)}choose one of {', '.join(options)}."
 
 
-def _no_such_key(text: list[str], conf: Path | None) -> str:
+def _no_such_key(text: list[str], main: Path | None) -> str:
     first = text[0]
     key = first.partition("'")[2].partition("'")[0]
     if first.startswith("Ambiguous value"):
         name, _, values = key.partition("=")
         return f"{name}: got several values, {values}; add -m to run one job for each, or write [{values}] for a list."
     if first.startswith("Could not override"):
-        close = _closest(key, keys(conf)) if conf else ""
-        return f"{key}: there is no such key; {close.strip() or 'python train.py --cfg job shows all there are.'}"
+        close = _closest(key, keys(main)) if main else ""
+        program = f"{main.stem if main else 'train'}.py"
+        return f"{key}: there is no such key; {close.strip() or f'python {program} --cfg job shows all there are.'}"
     return f"{' '.join(line.strip() for line in text if line.strip()).rstrip('.')}."
 
 
@@ -86,12 +87,15 @@ def _closest(word: str, there: Iterable[str]) -> str:
     return f"did you mean {close[0]}? " if close else ""
 
 
-def keys(conf: Path) -> list[str]:
-    """Every dotted key that some option of some group has, and the names of the groups."""
-    found = set(_flatten(_read(conf / "train.yaml"), ""))
-    for path in conf.glob("*/*.yaml"):
-        group = path.parent.name
-        found |= {group, *_flatten(_read(path), group)} if group != "experiment" else {group}
+def keys(main: Path) -> list[str]:
+    """Every dotted key that `main`, or some option of a group it composes, has; and the names of the groups."""
+    composed = _read(main)
+    found = set(_flatten(composed, ""))
+    groups = {name for entry in composed.get("defaults", []) if isinstance(entry, Mapping) for name in entry}
+    for group in groups:
+        found.add(group)
+        for option in () if group == "experiment" else (main.parent / group).glob("*.yaml"):
+            found |= set(_flatten(_read(option), group))
     return sorted(found)
 
 

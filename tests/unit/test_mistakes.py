@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from hfa.errors import ConfigError
-from hfa.training.mistakes import no_such_flag, sentence
+from hfa.mistakes import no_such_flag, sentence
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 MISTAKES = {
     "model=hfaa": "model: no option 'hfaa'; did you mean hfa? choose one of hfa, hybrid, simplemind, transformer.",
@@ -34,7 +34,7 @@ MISTAKES = {
 def test_sentence(override: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as caught:  # noqa: PT011
         OmegaConf.to_container(compose("train", ["name=x", override]), resolve=True, throw_on_missing=True)
-    assert sentence(caught.value, CONF) == MISTAKES[override]
+    assert sentence(caught.value, CONF / "train.yaml") == MISTAKES[override]
 
 
 def test_our_own_errors_are_sentences_already() -> None:
