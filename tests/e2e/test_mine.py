@@ -165,7 +165,8 @@ def test_what_it_prints(miner):
 def test_every_kind_of_caller(miner, place, validator):
     """Signed, unsigned, replayed, tampered, oversized, unregistered, over limit, streaming: each with its answer."""
     assert post(miner, validator, BODY).status_code == 200
-    assert re.search(r"hfa for uid \d+: length, 5 tokens in, 4 out, ", miner.output)
+    said = re.compile(r"hfa for uid \d+: length, 5 tokens in, 4 out, ")
+    until(lambda: said.search(miner.output) is not None, "the line about the request")
     assert post(miner, None, BODY).status_code == 401
     assert post(miner, validator, BODY, BODY.replace(b"hello", b"hullo")).status_code == 401
     hotkey = HTTP.get(miner.url + "/health").json()["hotkey"]
