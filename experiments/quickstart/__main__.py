@@ -72,6 +72,7 @@ def train(model: str) -> None:
             console.print(f"\n[bold]{model}[/bold] is trained already: {folder} (delete it to train again)")
             return
     console.rule(f"Train {model}")
+    shutil.rmtree(folder, ignore_errors=True)  # of another commit, or cut off
     run(f"train.py experiment=quickstart model={model} hydra.run.dir={folder}")
 
 

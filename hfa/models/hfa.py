@@ -98,7 +98,8 @@ class Flow(Mixer):
     def init_state(self, batch_size: int) -> FlowState:
         weight = self.qkv.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        memory = weight.new_zeros(batch_size, self.num_heads, self.head_dim, self.head_dim, dtype=dtype)
+        shape = (batch_size, self.num_heads, self.head_dim, self.head_dim)
+        memory = torch.zeros(shape, dtype=dtype, device=weight.device)
         return FlowState(memory, self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
@@ -134,8 +135,7 @@ class Anchor(Mixer):
     """The exact memory: every key and value stays; a query reads a window and what it retrieves.
 
     No positional encoding, unit-norm queries and keys, a learnt logit scale, and short convolutions that let a key
-    describe the tokens before its own. `match_init` starts all heads as content-addressed copies: without it this
-    layer takes a hundred times as long to find its use, or never does.
+    describe the tokens before its own. `match_init` starts every head as a content-addressed copy.
     """
 
     def __init__(self, settings: AnchorSettings) -> None:

@@ -27,7 +27,7 @@ class Memory(NamedTuple):
     @classmethod
     def empty(cls, batch_size: int, num_heads: int, head_dim: int, like: Tensor) -> Memory:
         """A memory of no tokens, with the dtype and device of `like`."""
-        buffer = like.new_zeros(batch_size, 0, num_heads, head_dim)
+        buffer = torch.zeros(batch_size, 0, num_heads, head_dim, dtype=like.dtype, device=like.device)
         zero = torch.zeros(batch_size, dtype=torch.long, device=like.device)
         return cls(buffer, buffer, zero, zero.clone())
 

@@ -107,7 +107,7 @@ class RoutedChannels(Mixer):
         columns = self.head_dim + (self.aggregation == "mean")
         shape = (batch_size, self.num_heads, self.widths[0] // self.num_heads, columns)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        return RoutedState(weight.new_zeros(shape, dtype=dtype), self.conv.init_state(batch_size))
+        return RoutedState(torch.zeros(shape, dtype=dtype, device=weight.device), self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: RoutedState) -> tuple[Tensor, RoutedState]:
         mixed, tail = self.conv(self.qkv(x), state.tail)

@@ -41,7 +41,7 @@ class AttentionState(NamedTuple):
     """What an attention layer carries."""
 
     memory: Memory  # keys (already rotated) and values of every token
-    tail: Tensor  # [B, conv_width - 1, channels] of the convolution
+    tail: Tensor  # [B, conv_width - 1, channels] of the convolution; [B, 0] without one
 
 
 class Attention(Mixer):
@@ -59,8 +59,9 @@ class Attention(Mixer):
     def init_state(self, batch_size: int) -> AttentionState:
         weight = self.qkv.weight
         memory = Memory.empty(batch_size, self.num_kv_heads, self.head_dim, weight)
-        tail = self.conv.init_state(batch_size) if self.conv else weight.new_zeros(batch_size, 0, sum(self.widths))
-        return AttentionState(memory, tail)
+        if self.conv:
+            return AttentionState(memory, self.conv.init_state(batch_size))
+        return AttentionState(memory, torch.zeros(batch_size, 0, dtype=weight.dtype, device=weight.device))
 
     @property
     def bytes_per_token(self) -> int:

@@ -27,7 +27,8 @@ class ShortConv(nn.Module):
 
     def init_state(self, batch_size: int) -> Tensor:
         """The tail before the first token: zeros [B, width - 1, C]."""
-        return self.weight.new_zeros(batch_size, self.width - 1, self.weight.shape[1])
+        shape = (batch_size, self.width - 1, self.weight.shape[1])
+        return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
 
     def forward(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, C] and the tail before it, to [B, T, C] and the tail after it."""

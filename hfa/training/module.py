@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hfa.metrics.recall import Recall
 from hfa.models import LanguageModel
-from hfa.models.state import State, select_rows, state_to
+from hfa.models.state import State
 from hfa.training import randomness
 from hfa.training.meter import LossAverage, Meter, Scored
 from hfa.training.optimizer import OptimizerConfig
@@ -62,8 +62,7 @@ class LMModule(L.LightningModule):
         self.tokens_seen = 0
         self.gradient_norm: Tensor | None = None
         self._compile = compile
-        self._features: Callable[[Tensor, State], tuple[Tensor, State]] | None = None
-        self._plain_state: State = None
+        self._features: Callable[[Tensor], tuple[Tensor, State]] | None = None
         self._meters: dict[str, Meter] = {}
         self._resumed: dict[str, Any] = {}
 
@@ -71,10 +70,7 @@ class LMModule(L.LightningModule):
         """Predict the labels of a batch; the vocabulary head runs only where there are any."""
         if self._features is None:  # not before configure_model, which may put sharding around it
             self._features = torch.compile(self.model.hidden) if self._compile else self.model.hidden
-        state = None
-        if self._plain_state is not None:
-            state = select_rows(state_to(self._plain_state, self.device), [0] * len(batch.tokens))
-        features, _ = self._features(batch.tokens, state)
+        features, _ = self._features(batch.tokens)
         row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)
         label = batch.labels[row, column]
         logits = self.model.head(features[row, column]).float()  # [N, vocabulary]
@@ -162,7 +158,6 @@ class LMModule(L.LightningModule):
             from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             mesh = self.device_mesh["data_parallel"]
-            self._plain_state = self.model.init_state(1)  # made from sharded weights it would be sharded itself
             for block in self.model.blocks:
                 fully_shard(block, mesh=mesh)
             fully_shard(self.model, mesh=mesh)

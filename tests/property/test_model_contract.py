@@ -32,7 +32,7 @@ ROUTED = [
 def build(name: str, **changes: object) -> LanguageModel:
     """A small model from its YAML: every value the file has and `SMALL` names is shrunk."""
     name, *variant = name.split(":")
-    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
     assert isinstance(node, dict)
     node |= {key: value for key, value in SMALL.items() if key in node} | changes
     if name == "hybrid":

@@ -49,8 +49,8 @@ def test_every_group_has_options() -> None:
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
-@pytest.mark.parametrize("model", ["hfa", "simplemind", "hybrid"])
-def test_experiments_fit_every_linear_model(experiment: str, model: str) -> None:
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_experiments_fit_every_model(experiment: str, model: str) -> None:
     settings = read_settings(composed(f"experiment={experiment}", f"model={model}"), TrainSettings)
     assert settings.model.vocab_size == settings.tokenizer.vocab_size
 

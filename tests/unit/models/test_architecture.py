@@ -17,7 +17,7 @@ CONF = Path(__file__).parents[3] / "conf" / "model"
 
 
 def node(name: str) -> dict[str, Any]:
-    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
     assert isinstance(values, dict)
     return values  # type: ignore[return-value]
 
