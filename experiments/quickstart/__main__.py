@@ -45,13 +45,14 @@ def main() -> int:
     began = time.monotonic()
     for model in MODELS:
         train(model)
-    evaluations = {model: evaluate(model) for model in MODELS}
+    recording = "--record" in sys.argv[1:]
+    evaluations = {model: evaluate(model, "evaluate.num_examples=16" if recording else "") for model in MODELS}
     console.print(comparison(evaluations))
     recalls = {model: Recall.from_json(measured["recall_by_depth"]) for model, measured in evaluations.items()}
     plot_recall(recalls, ROOT / "recall.png", "quickstart: exact answers, %")
     for plot in [ROOT / "recall.png", *sorted(ROOT.glob("*/evaluation/plots/loss*.png"))]:
         console.print(f"  plot: {plot}")
-    if "--record" in sys.argv[1:]:
+    if recording:
         record(evaluations)
     run("-m hfa.network.local register --wallet.name validator --wallet.hotkey default --validator")
     with miner() as client:
@@ -76,13 +77,13 @@ def train(model: str) -> None:
     run(f"train.py experiment=quickstart model={model} hydra.run.dir={folder}")
 
 
-def evaluate(model: str) -> dict[str, Any]:
+def evaluate(model: str, override: str) -> dict[str, Any]:
     """What the checkpoint measures at lengths up to 64 times the training's."""
     console.rule(f"Evaluate {model}")
     folder = ROOT / model / "evaluation"
     run(
         f"train.py mode=evaluate experiment=quickstart checkpoint={ROOT / model / 'checkpoints' / 'last'}"
-        f" hydra.run.dir={folder}"
+        f" hydra.run.dir={folder} {override}"
     )
     measured: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     return measured

@@ -54,6 +54,7 @@ def _read_block(q: Tensor, k: Tensor, v: Tensor, start: int, window: int, num_re
     if num_far == 0:
         return (near_scores.softmax(-1) @ near_values).flatten(0, 1)
 
+    num_far = min(k.shape[1], num_far + -num_far % _SPAN)  # whole spans; what that adds is masked as too near
     far_scores = q @ k[:, None, :num_far].transpose(-1, -2)  # before the window of at least one query: [G, H/G, T, F]
     too_near = torch.arange(first_near, num_far, device=q.device) > position - window
     far_scores[..., first_near:].masked_fill_(too_near, -torch.inf)
@@ -74,7 +75,9 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if scores.shape[-1] <= count * _SPAN:
         best = scores.topk(min(count, scores.shape[-1]), sorted=False)
         return best.values, best.indices
-    spans = F.pad(scores, (0, -scores.shape[-1] % _SPAN), value=-torch.inf).unflatten(-1, (_SPAN, -1))
+    missing = -scores.shape[-1] % _SPAN
+    spans = F.pad(scores, (0, missing), value=-torch.inf) if missing else scores
+    spans = spans.unflatten(-1, (_SPAN, -1))
     chosen = spans.amax(-2).topk(count, sorted=False).indices  # [..., count]; a span is every F/_SPAN-th key
     inside = spans.gather(-1, chosen[..., None, :].expand(*spans.shape[:-1], count)).flatten(-2)
     best = inside.topk(count, sorted=False)
