@@ -152,11 +152,11 @@ def address(process: subprocess.Popen[bytes]) -> dict[str, str]:
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(HFAError):
             hotkey = open_hotkey(wallet, "wait").hotkey
-            endpoints = {one.hotkey: one.endpoint for one in subnet.file().read()}
-            url = f"http://{endpoints[hotkey]}"
-            with HFAClient(validator(), url=url, receiver=hotkey, timeout_s=5) as client:
-                client.health()
-            return {"url": url, "receiver": hotkey}
+            published = next((one.endpoint for one in subnet.file().read() if one.hotkey == hotkey), None)
+            if published is not None:
+                with HFAClient(validator(), url=f"http://{published}", receiver=hotkey, timeout_s=5) as client:
+                    client.health()
+                return {"url": f"http://{published}", "receiver": hotkey}
         time.sleep(0.2)
     raise NetworkError("the demo's miner did not come up; its log above says why.")
 
@@ -185,22 +185,28 @@ def haystack(rng: random.Random) -> tuple[str, str, str]:
 
 
 def report(question: str, answer: Answer) -> None:
-    timings = ", ".join(f"{name} {value:.2f}" for name, value in answer.timings.items() if value is not None)
+    total_s, prompt = answer.timings["total_s"], answer.usage["prompt_tokens"]
     console.print(f"\n[bold]{question}[/bold]")
     console.print(f"  {answer.text!r}", markup=False)
-    console.print(
-        f"  {answer.model} ({answer.reason}); {answer.usage['prompt_tokens']:,} tokens in; {timings}", style="dim"
-    )
+    console.print(f"  {answer.model} ({answer.reason}); {prompt:,} tokens in; {total_s:.2f} s", style="dim")
 
 
 def statistics_table(statistics: dict[str, Any]) -> Table:
     """A row an architecture: requests, success rate, times and speed."""
     table = Table(title="\nthe miner's statistics", title_style="bold")
-    columns = ("requests", "success_rate", "mean_s", "p50_s", "p95_s", "prefill_tokens_per_s", "tokens_per_s")
-    for column in ("architecture", *columns):
-        table.add_column(column.replace("_", " "), justify="left" if column == "architecture" else "right")
+    formats = {
+        "requests": "{:,}",
+        "success_rate": "{:.0%}",
+        "mean_s": "{:.2f} s",
+        "p95_s": "{:.2f} s",
+        "prefill_tokens_per_s": "{:,.0f}/s",
+        "tokens_per_s": "{:,.0f}/s",
+    }
+    for title in ("model", "requests", "success", "mean", "p95", "prefill", "decode"):
+        table.add_column(title, justify="left" if title == "model" else "right")
     for name, one in statistics["architectures"].items():
-        table.add_row(name, *("" if one[column] is None else f"{one[column]:,.4g}" for column in columns))
+        cells = ["" if one[key] is None else form.format(one[key]) for key, form in formats.items()]
+        table.add_row(name, *cells)
     return table
 
 
