@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(not ok)' || \
 	  { echo "hfa needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V); try: make PYTHON=python3.11" >&2; exit 2; }
 	@echo "==> Setting up $(VENV) (two minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
@@ -31,7 +31,7 @@ check: $(READY) ## format, lint, types and the direction of imports
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timing 2>&1 | tail -n 3
+	@out=$$($(BIN)/lint-imports 2>&1) || { echo "$$out"; exit 1; }
 
 lock: $(READY) ## write constraints.txt anew from what is installed
 	@{ echo "# What \`make setup\` installs, pinned; written by \`make lock\`."; \

@@ -42,7 +42,7 @@ class Artifact(NamedTuple):
 
 
 def save(folder: Path, *, model: LanguageModel, tokenizer: Tokenizer, provenance: Mapping[str, Any]) -> Path:
-    """Write an artifact; whenever a crash comes, `load` finds the old one or the new one, whole.
+    """Write an artifact; whenever the process is killed, `load` finds the old one or the new one, whole.
 
     Args:
         folder: where it will stand; an artifact that is there is replaced.
@@ -119,14 +119,20 @@ def read_config(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"larger than {_MAX_CONFIG_BYTES} bytes")
         description = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(description, dict) or not isinstance(description.get("model"), dict):
-            raise ValueError("no model in it")
+        parts = (
+            [description.get(key) for key in ("model", "weights", "provenance")] if _is_dict(description) else [None]
+        )
+        if not all(_is_dict(part) for part in parts):
+            raise ValueError("no model, weights and provenance in it")
+        if any(_is_dict(value) for value in description["model"].values()):
+            raise ValueError("sizes that are no plain values")  # a nested `_target_` would be followed
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not an artifact's config ({error}); the file is torn or foreign.") from None
     if description.get("format") != FORMAT:
         got = description.get("format")
         raise CheckpointError(f"{folder}: artifact format {got!r}, this version reads {FORMAT}; save it again.")
-    return description
+    checked: dict[str, Any] = description
+    return checked
 
 
 def resolve(spec: str, *, architecture: str | None, root: Path) -> Path:
@@ -164,14 +170,18 @@ def artifacts(root: Path) -> Iterator[Path]:
         yield path
 
 
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _inside_run(path: Path) -> Path:
     """A run's folder stands for the last artifact in it."""
     last = path / "checkpoints" / "last"
-    return last if last.is_dir() and not (path / _CONFIG).exists() else path
+    return last if _standing(last).is_dir() and not _standing(path).joinpath(_CONFIG).exists() else path
 
 
 def _checked_weights(folder: Path, description: dict[str, Any]) -> dict[str, torch.Tensor]:
-    path, expected = folder / _WEIGHTS, description.get("weights") or {}
+    path, expected = folder / _WEIGHTS, description["weights"]
     if not path.is_file():
         raise CheckpointError(f"{folder}: {_WEIGHTS} is missing; the artifact is torn.")
     if path.stat().st_size != expected.get("bytes") or _sha256(path) != expected.get("sha256"):
@@ -187,8 +197,9 @@ def _sibling(folder: Path, kind: str) -> Path:
 
 
 def _visible(folder: Path) -> Path:
-    """The folder that a hidden sibling belongs to."""
-    return folder.with_name(folder.name[1:].rpartition(".")[0]) if folder.name.startswith(".") else folder
+    """The folder that a hidden sibling belongs to; any other folder as it is."""
+    name, _, kind = folder.name[1:].rpartition(".")
+    return folder.with_name(name) if folder.name.startswith(".") and name and kind in ("new", "old") else folder
 
 
 def _standing(folder: Path) -> Path:

@@ -66,10 +66,9 @@ def train(model: str) -> None:
     folder = ROOT / model
     with contextlib.suppress(CheckpointError):
         provenance = checkpoint.read_config(folder / "checkpoints" / "last")["provenance"]
-        if (
-            provenance.get("commit") == commit()
-            and provenance.get("step") == provenance["config"]["trainer"]["max_steps"]
-        ):
+        unchanged = not provenance.get("dirty") and not git("status", "--porcelain", "--untracked-files=no")
+        finished = provenance.get("step") == provenance["config"]["trainer"]["max_steps"]
+        if unchanged and finished and provenance.get("commit") == git("rev-parse", "HEAD"):
             console.print(f"\n[bold]{model}[/bold] is trained already: {folder} (delete it to train again)")
             return
     console.rule(f"Train {model}")
@@ -216,10 +215,9 @@ def run(command: str) -> None:
     subprocess.run([sys.executable, *shlex.split(command)], check=True)
 
 
-def commit() -> str | None:
-    """The commit the code is at, as runs record it."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+def git(*words: str) -> str:
+    """What git says; nothing outside a checkout."""
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

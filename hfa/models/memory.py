@@ -74,4 +74,4 @@ class Memory(NamedTuple):
             buffer[:, first : first + new.shape[1]] = new
             return
         rows = torch.arange(new.shape[0], device=new.device)[:, None]
-        buffer[rows, self.length[:, None] + torch.arange(new.shape[1], device=new.device)] = new
+        buffer[rows, self.length[:, None] + torch.arange(new.shape[1], device=new.device)] = new.to(buffer.dtype)

@@ -40,6 +40,19 @@ def test_chunked_equals_naive(length: int, chunk_size: int, per_channel: bool, e
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_size", [32, 64])
+@pytest.mark.parametrize("beta", [0.5, 0.95, 1.0])
+def test_a_token_that_repeats_stays_exact_in_float32(beta: float, chunk_size: int) -> None:
+    """All keys equal and hardly any decay: the triangular system is then as far from the identity as it gets."""
+    key = torch.nn.functional.normalize(torch.ones(1, 1, 128, 16), dim=-1)
+    v = torch.randn(1, 1, 1, 5, generator=torch.Generator().manual_seed(0)).expand(1, 1, 128, 5)
+    log_decay, strength = torch.full((1, 1, 128, 1), -0.001), torch.full((1, 1, 128, 1), beta)
+    arguments = (key, key, v, log_decay, strength, torch.zeros(1, 1, 16, 5))
+    got = chunked_scan(*arguments, erase=True, chunk_size=chunk_size)
+    for ours, theirs in zip(got, naive_scan(*arguments, erase=True), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("erase", [True, False])
 def test_one_token_equals_naive(erase: bool) -> None:
     arguments = inputs(1, per_channel=True)

@@ -54,6 +54,7 @@ def test_a_save_cut_off_between_its_renames_is_still_found(tmp_path: Path) -> No
     run = tmp_path / "run" / "checkpoints"
     save(run / "last").rename(run / ".last.new")
     assert checkpoint.resolve("latest", architecture=None, root=tmp_path) == run / "last"
+    assert checkpoint.resolve(str(tmp_path / "run"), architecture=None, root=tmp_path) == run / "last"
     assert checkpoint.load(run / "last").provenance["seed"] == 0
     save(run / "last", seed=1)
     assert checkpoint.load(run / "last").provenance["seed"] == 1
@@ -68,6 +69,12 @@ def test_latest_is_the_newest_of_the_architecture(tmp_path: Path) -> None:
     assert checkpoint.resolve(str(older), architecture=None, root=tmp_path) == older
     with pytest.raises(CheckpointError, match=r"no hfa artifact below .*; train one with `python train.py model=hfa`"):
         checkpoint.resolve("latest", architecture="hfa", root=tmp_path)
+
+
+def test_other_hidden_folders_are_nobodys_siblings(tmp_path: Path) -> None:
+    save(tmp_path / "run" / "last").rename(tmp_path / ".backup")
+    with pytest.raises(CheckpointError, match="no artifact below"):
+        checkpoint.resolve("latest", architecture=None, root=tmp_path)
 
 
 def rewrite(folder: Path, **changes: object) -> None:
@@ -103,6 +110,9 @@ def changed_weights(folder: Path) -> None:
         (lambda folder: rewrite(folder, model={**SIZES, "_target_": "os.system"}), "disagree"),
         (lambda folder: rewrite(folder, model={**SIZES, "d_model": 32}), "disagree"),
         (lambda folder: rewrite(folder, model={"d_model": 32}), "disagree"),
+        (lambda folder: rewrite(folder, model={**SIZES, "d_ff": {"_target_": "hfa.training.fit.X"}}), "plain values"),
+        (lambda folder: rewrite(folder, provenance=None), "no model, weights and provenance"),
+        (lambda folder: rewrite(folder, weights=[1]), "no model, weights and provenance"),
     ],
 )
 def test_a_torn_or_foreign_artifact_is_one_sentence(tmp_path: Path, damage: object, sentence: str) -> None:

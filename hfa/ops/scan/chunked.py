@@ -88,9 +88,11 @@ def chunked_scan(
 
     write = beta * v
     if key_key is not None:
-        solve = _inverse_unit_lower((beta * key_key).tril(-1))
-        write = solve @ write
-        erased = (solve @ (beta * key_in)).unbind(2)
+        # By substitution: a series of powers of A cancels catastrophically where a token repeats and beta nears 1.
+        both = torch.cat([write, beta * key_in], dim=-1)
+        both = torch.linalg.solve_triangular(beta * key_key, both, upper=False, unitriangular=True)
+        write, erased_in = both.split([value_width, key_in.shape[-1]], dim=-1)
+        erased = erased_in.unbind(2)
 
     # Unbound before the loop: the backward of x[:, :, i] would write a whole zero tensor for every chunk.
     parts = zip(*(x.unbind(2) for x in (query_in, query_key, key_out, carry, write)), strict=True)
@@ -107,16 +109,3 @@ def _chunks(x: Tensor, pad: int, chunk_size: int) -> Tensor:
     """[B, H, T, X] to [B, H, N, chunk, X], the end padded with zeros, which write nothing and decay nothing."""
     chunks: Tensor = F.pad(x, (0, 0, 0, pad)).unflatten(2, (-1, chunk_size))
     return chunks
-
-
-def _inverse_unit_lower(strict: Tensor) -> Tensor:
-    """(I + A)^-1 for strictly lower-triangular A [..., L, L], by log2(L) doublings of its Neumann series."""
-    size = strict.shape[-1]
-    power = -strict
-    inverse = torch.eye(size, dtype=strict.dtype, device=strict.device) + power
-    terms = 2
-    while terms < size:
-        power = power @ power
-        inverse = inverse + inverse @ power
-        terms *= 2
-    return inverse
