@@ -20,6 +20,8 @@ SIZES = {
     "router": "dynamic", "aggregation": "learnable", "conv_width": 4, "chunk_size": 16,
 }  # fmt: skip
 
+STORED = {key: value for key, value in SIZES.items() if key != "_target_"}  # as an artifact has them
+
 
 def fresh_model(seed: int = 0) -> LanguageModel:
     torch.manual_seed(seed)
@@ -107,10 +109,14 @@ def changed_weights(folder: Path) -> None:
         (lambda folder: rewrite(folder, format=2), "artifact format 2, this version reads 1"),
         (lambda folder: rewrite(folder, architecture="os.system"), "architecture 'os.system' is not one of"),
         (lambda folder: rewrite(folder, architecture=["hfa"]), "is not one of"),
-        (lambda folder: rewrite(folder, model={**SIZES, "_target_": "os.system"}), "disagree"),
-        (lambda folder: rewrite(folder, model={**SIZES, "d_model": 32}), "disagree"),
+        (lambda folder: rewrite(folder, model={**STORED, "_target_": "os.system"}), "may name no _target_"),
+        (lambda folder: rewrite(folder, model={**STORED, "d_model": 32}), "disagree"),
         (lambda folder: rewrite(folder, model={"d_model": 32}), "disagree"),
-        (lambda folder: rewrite(folder, model={**SIZES, "d_ff": {"_target_": "hfa.training.fit.X"}}), "plain values"),
+        (
+            lambda folder: rewrite(folder, model={**STORED, "d_ff": {"_target_": "hfa.training.fit.X"}}),
+            "may name no _target_",
+        ),
+        (lambda folder: rewrite(folder, model={**STORED, "d_ff": [{"_target_": "hfa.x.Y"}]}), "may name no _target_"),
         (lambda folder: rewrite(folder, provenance=None), "no model, weights and provenance"),
         (lambda folder: rewrite(folder, weights=[1]), "no model, weights and provenance"),
     ],
