@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from hfa.config import config
+from hfa.models.anchor import Anchor, AnchorSettings
 from hfa.models.base import Mixer
-from hfa.models.hfa import Anchor, AnchorSettings, Flow
+from hfa.models.flow import Flow
 from hfa.models.simplemind import RoutedChannels, RoutedSettings
 
 

@@ -62,7 +62,7 @@ def test_keys_of_the_whole_configuration_have_no_prefix() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "hfa.models.hfa.Flow", "hfa.nowhere.X", "hfa.models.hfa.NoSuchConfig", "", None]
+    "target", ["os.system", "hfa.models.flow.Flow", "hfa.nowhere.X", "hfa.models.hfa.NoSuchConfig", "", None]
 )
 def test_a_target_outside_the_package_or_of_another_kind_is_refused(target: str | None) -> None:
     with pytest.raises(ConfigError, match=r"model\._target_"):

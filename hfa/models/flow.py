@@ -1,0 +1,78 @@
+"""The flow layer: a gated linear recurrence that carries the stream in a state of constant size."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfa.config import PositiveInt, config
+from hfa.models.base import Mixer, ModelConfig
+from hfa.nn.conv import ShortConv
+from hfa.nn.norm import l2_norm
+from hfa.ops.scan import scan
+
+
+@config
+class FlowSettings(ModelConfig):
+    """What flow layers need."""
+
+    conv_width: PositiveInt
+    chunk_size: PositiveInt
+
+
+class FlowState(NamedTuple):
+    """What a flow layer carries."""
+
+    memory: Tensor  # float32 [B, H, K, V]
+    tail: Tensor  # [B, conv_width - 1, 3 D]
+
+
+class Flow(Mixer):
+    """The gated delta rule behind a short convolution, with a gated norm on the way out.
+
+    Source: Gated Delta Networks, arXiv 2412.06464, section 3.
+    """
+
+    def __init__(self, settings: FlowSettings) -> None:
+        super().__init__()
+        width, heads = settings.d_model, settings.num_heads
+        self.num_heads, self.head_dim, self.chunk_size = heads, settings.head_dim, settings.chunk_size
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.conv = ShortConv(3 * width, settings.conv_width)
+        self.gates = nn.Linear(width, 2 * heads)  # decay and write strength
+        with torch.no_grad():  # heads start with memories of different spans, from a handful of tokens to hundreds
+            self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
+            self.gates.bias[heads:] = 0.0
+        self.out_gate = nn.Linear(width, width, bias=False)
+        self.out_norm = nn.RMSNorm(settings.head_dim, eps=1e-6)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def init_state(self, batch_size: int) -> FlowState:
+        weight = self.qkv.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        shape = (batch_size, self.num_heads, self.head_dim, self.head_dim)
+        memory = torch.zeros(shape, dtype=dtype, device=weight.device)
+        return FlowState(memory, self.conv.init_state(batch_size))
+
+    def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
+        mixed, tail = self.conv(self.qkv(x), state.tail)
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, H, T, K]
+            for part in F.silu(mixed).chunk(3, dim=-1)
+        )
+        decay, write = self.gates(x).transpose(1, 2)[..., None].chunk(2, dim=1)  # [B, H, T, 1]
+        read, memory = scan(
+            l2_norm(q),
+            l2_norm(k),
+            v,
+            F.logsigmoid(decay),
+            torch.sigmoid(write),
+            state.memory,
+            erase=True,
+            chunk_size=self.chunk_size,
+        )
+        read = self.out_norm(read.to(x.dtype)).transpose(1, 2).flatten(2)
+        return self.out(read * F.silu(self.out_gate(x))), FlowState(memory, tail)
