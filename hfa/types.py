@@ -26,11 +26,17 @@ class Example(NamedTuple):
     tokens   k1 v1 k2 v2 .. k1
     labels    .  .  .  .  . v1       logits at t are scored against labels[t]; `.` is IGNORE
     gold      .  .  .  .  .  1       the position in `tokens` of the label's evidence; `.` is NOWHERE
+
+    Where several labels may come in any order, they share a group, and each of them is right until it was said:
+
+    labels    .  a  .  b  .  c       b is right at the first of these as well, a is not at the second
+    group     .  0  .  0  .  1       `.` is NOWHERE
     """
 
     tokens: np.ndarray  # int64 [T]
     labels: np.ndarray  # int64 [T]
     gold: np.ndarray  # int64 [T]
+    group: np.ndarray | None = None  # int64 [T]; None: every label stands alone
 
 
 class Batch(NamedTuple):
@@ -40,6 +46,7 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # int64 [B, T]
     gold: torch.Tensor  # int64 [B, T]
     source: torch.Tensor  # int64 [B], index into the names of the sources
+    group: torch.Tensor  # int64 [B, T]
 
 
 class Tokenizer(Protocol):

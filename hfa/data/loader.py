@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from hfa.data.mixture import Mixture
-from hfa.types import Batch, Example, Source, Split
+from hfa.types import NOWHERE, Batch, Example, Source, Split
 
 
 class Item(NamedTuple):
@@ -59,7 +59,9 @@ class StreamSampler(Sampler[int]):
 
 def collate(items: Sequence[Item]) -> Batch:
     """Stack items into a batch."""
-    tokens, labels, gold = (
-        torch.from_numpy(np.stack(arrays)) for arrays in zip(*(item.example for item in items), strict=True)
-    )
-    return Batch(tokens, labels, gold, torch.tensor([item.source for item in items]))
+    examples = [item.example for item in items]
+    alone = np.full(len(examples[0].tokens), NOWHERE)
+    groups = [alone if example.group is None else example.group for example in examples]
+    columns = (*zip(*(example[:3] for example in examples), strict=True), groups)
+    tokens, labels, gold, group = (torch.from_numpy(np.stack(arrays)) for arrays in columns)
+    return Batch(tokens, labels, gold, torch.tensor([item.source for item in items]), group)

@@ -9,36 +9,29 @@ from typing import Literal
 import numpy as np
 
 from hfa.config import PositiveFloat, PositiveInt, config
-from hfa.data.source import SourceConfig, generator
+from hfa.data.source import generator
+from hfa.data.tasks.noise import NoisyConfig, choices, draw_noise
 from hfa.errors import ConfigError
 from hfa.types import IGNORE, NOWHERE, Example, Source, Split, Tokenizer
 
 
 @config
-class MQARConfig(SourceConfig):
+class MQARConfig(NoisyConfig):
     """See :class:`MQAR`.
 
     Args:
-        vocab_size: ids the task uses, from 0: keys from the lower half, values from the upper, 0 for nothing.
         num_pairs: key-value pairs in an example; of several numbers, each example draws one.
         num_queries: pairs that are asked for; None asks for all.
         layout: ``first`` shows all pairs at the start and asks at power-law gaps (zoology); ``spread`` scatters them
             over the whole context and asks at the end.
-        noise: what stands between: ``zero``; ``random``: any id, those of the pairs too (zoology); ``same``: other
-            keys and any values; ``apart``: ids that only noise uses; ``repeated``: one phrase of ``same``, again and
-            again.
-        noise_vocab_size: ids that ``apart`` takes from the top of the vocabulary.
-        phrase_len: tokens of the phrase of ``repeated``.
+        noise: also ``zero``, and ``random``: any id, those of the pairs too (zoology).
         power_alpha: in ``first``, gap g is drawn with weight g^(power_alpha - 1): small ones are frequent.
     """
 
-    vocab_size: PositiveInt
     num_pairs: PositiveInt | tuple[PositiveInt, ...]
     num_queries: PositiveInt | None
     layout: Literal["first", "spread"]
     noise: Literal["zero", "random", "same", "apart", "repeated"]
-    noise_vocab_size: PositiveInt
-    phrase_len: PositiveInt
     power_alpha: PositiveFloat
 
     def check(self) -> None:
@@ -47,9 +40,7 @@ class MQARConfig(SourceConfig):
             raise ConfigError("num_pairs", self.num_pairs, "a number or several", "e.g. 8 or [4, 8, 16]")
         if self.num_queries is not None and self.num_queries > min(self.pair_choices):
             raise ConfigError("num_queries", self.num_queries, f"at most num_pairs={self.num_pairs}")
-        if self.num_keys <= pairs:
-            expected = f"room for more than {pairs} keys in its lower half, where {self.num_keys} are"
-            raise ConfigError("vocab_size", self.vocab_size, expected)
+        self.check_keys(pairs)
         queries = self.num_queries or pairs
         needed = 2 * pairs + 2 * queries - (self.layout == "spread")
         if self.seq_len < needed:
@@ -57,20 +48,7 @@ class MQARConfig(SourceConfig):
 
     @property
     def pair_choices(self) -> tuple[int, ...]:
-        return self.num_pairs if isinstance(self.num_pairs, tuple) else (self.num_pairs,)
-
-    @property
-    def first_value(self) -> int:
-        """Keys are 1 to this, values from this to `noise_from`, both without the end."""
-        return self.noise_from // 2
-
-    @property
-    def noise_from(self) -> int:
-        return self.vocab_size - (self.noise_vocab_size if self.noise == "apart" else 0)
-
-    @property
-    def num_keys(self) -> int:
-        return self.first_value - 1
+        return choices(self.num_pairs)
 
     def build(self, tokenizer: Tokenizer, cache_dir: Path) -> MQAR:
         return MQAR(self)
@@ -142,22 +120,10 @@ class MQAR:
         return shown, rng.choice(pairs, queries, replace=False), start + 2 * np.arange(queries)
 
     def _noise(self, rng: np.random.Generator, keys: np.ndarray) -> np.ndarray:
-        settings = self._settings
-        match settings.noise:
+        match self._settings.noise:
             case "zero":
                 return np.zeros(self.seq_len, dtype=np.int64)
             case "random":
-                return rng.integers(1, settings.vocab_size, self.seq_len)
-            case "same":
-                return self._other(rng, keys, self.seq_len)
-            case "apart":
-                return rng.integers(settings.noise_from, settings.vocab_size, self.seq_len)
-            case "repeated":
-                return np.resize(self._other(rng, keys, settings.phrase_len), self.seq_len)
-
-    def _other(self, rng: np.random.Generator, keys: np.ndarray, count: int) -> np.ndarray:
-        """Keys that are not in the example, and any values, in equal parts."""
-        settings = self._settings
-        others = np.setdiff1d(np.arange(1, settings.first_value), keys)
-        values = rng.integers(settings.first_value, settings.noise_from, count)
-        return np.where(rng.random(count) < 0.5, rng.choice(others, count), values)
+                return rng.integers(1, self.vocab_size, self.seq_len)
+            case _:
+                return draw_noise(self._settings, rng, self.seq_len, keys)

@@ -11,6 +11,7 @@ import numpy as np
 
 from hfa.config import PositiveInt, config
 from hfa.data.source import SourceConfig, generator
+from hfa.data.tasks.noise import choices
 from hfa.data.texts.base import TextConfig, TextSource
 from hfa.errors import ConfigError, DataError
 from hfa.types import IGNORE, NOWHERE, Example, Source, Split, Tokenizer
@@ -60,7 +61,7 @@ class NeedleConfig(SourceConfig):
 
     @property
     def needle_choices(self) -> tuple[int, ...]:
-        return self.num_needles if isinstance(self.num_needles, tuple) else (self.num_needles,)
+        return choices(self.num_needles)
 
     def build(self, tokenizer: Tokenizer, cache_dir: Path) -> Needle:
         haystack = self.haystack.build(tokenizer, cache_dir) if self.haystack else None

@@ -35,7 +35,8 @@ def test_pieces_predict_what_the_whole_does(settings: TrainSettings) -> None:
     tokens = torch.randint(257, (2, 70), generator=torch.Generator().manual_seed(0))
     labels = tokens.roll(-1, 1)
     labels[0, :30], labels[1, 60:] = IGNORE, IGNORE
-    batch = Batch(tokens, labels, torch.full_like(tokens, NOWHERE), torch.zeros(2, dtype=torch.long))
+    nowhere = torch.full_like(tokens, NOWHERE)
+    batch = Batch(tokens, labels, nowhere, torch.zeros(2, dtype=torch.long), nowhere)
     with torch.no_grad():
         logits, _ = model(tokens)
     expected = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")

@@ -16,7 +16,7 @@ BYTES = torch.tensor([1, 2, 3, 0])
 
 def batch(source: list[int]) -> Batch:
     rows = torch.zeros(len(source), 3, dtype=torch.long)
-    return Batch(rows, rows, rows, torch.tensor(source))
+    return Batch(rows, rows, rows, torch.tensor(source), rows)
 
 
 def scored(nats: list[float], correct: list[bool], label: list[int], recalled: list[bool], row: list[int]) -> Scored:

@@ -35,7 +35,7 @@ def make_batch() -> Batch:
     labels[0, 5:], labels[1, :15] = IGNORE, IGNORE
     gold = torch.full_like(tokens, NOWHERE)
     gold[1, 15:] = 2
-    return Batch(tokens, labels, gold, torch.tensor([0, 1, 0]))
+    return Batch(tokens, labels, gold, torch.tensor([0, 1, 0]), torch.full_like(tokens, NOWHERE))
 
 
 def test_loss_is_the_cross_entropy_of_what_is_labelled(module: LMModule) -> None:
