@@ -1,0 +1,35 @@
+"""Train HFA without one part at a time, and measure recall and bits per byte.
+
+Options are those of experiments.language, and so is everything else but the list of variants.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from experiments.language.command import command
+from experiments.language.variant import Variant
+
+VARIANTS = {
+    "hfa": Variant(title="HFA", overrides=("model=hfa",)),
+    "no-flow": Variant(title="without the flow", overrides=("model=hfa", "model.pattern=[anchor]")),
+    "no-anchors": Variant(title="without anchors", overrides=("model=hfa", "model.pattern=[flow]")),
+    "no-retrieval": Variant(title="window only", overrides=("model=hfa", "model.num_retrieved=1")),
+    "no-convolution": Variant(title="without short convolutions", overrides=("model=hfa", "model.conv_width=1")),
+    "unread": Variant(title="HFA, retrieval off when measured", trained_as="hfa", edits={"num_retrieved": 1}),
+}
+EXPERIMENT = "quickstart"  # text and recall at once
+PARAMETERS = 750_000
+
+if __name__ == "__main__":
+    sys.exit(
+        command(
+            "ablations",
+            description=__doc__,
+            experiment=EXPERIMENT,
+            parameters=PARAMETERS,
+            variants=VARIANTS,
+            folder=Path(__file__).parent,
+        )
+    )

@@ -1,0 +1,1 @@
+"""Bits per byte of real text, every model on equal terms."""

@@ -1,0 +1,35 @@
+"""Train, measure and compare every model on the same text.
+
+Each run is a command that is printed before it starts. A run that is in the results already is not made again, so
+the command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from experiments.language.command import command
+from experiments.language.variant import Variant
+
+VARIANTS = {
+    "transformer": Variant(title="Transformer", overrides=("model=transformer",)),
+    "transformer-conv": Variant(title="Transformer with conv", overrides=("model=transformer", "model.conv_width=4")),
+    "hfa": Variant(title="HFA", overrides=("model=hfa",)),
+    "hfa-unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 1}),
+    "simplemind": Variant(title="SimpleMind", overrides=("model=simplemind",)),
+    "hybrid": Variant(title="Hybrid", overrides=("model=hybrid",)),
+}
+PARAMETERS = 1_080_000
+
+if __name__ == "__main__":
+    sys.exit(
+        command(
+            "language",
+            description=__doc__,
+            experiment="language",
+            parameters=PARAMETERS,
+            variants=VARIANTS,
+            folder=Path(__file__).parent,
+        )
+    )

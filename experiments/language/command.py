@@ -1,0 +1,94 @@
+"""The command line that studies of trained variants share."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.language.ledger import Ledger
+from experiments.language.report import draw, table
+from experiments.language.study import OUTPUTS, Study, console
+from experiments.language.variant import Variant
+from hfa.errors import HFAError
+
+LRS = (1e-3, 2e-3, 4e-3, 8e-3)
+
+
+def command(
+    name: str,
+    *,
+    description: str | None,
+    experiment: str,
+    parameters: int,
+    variants: Mapping[str, Variant],
+    folder: Path,
+    evaluation: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Train, measure and compare what is asked for.
+
+    Args:
+        name: of the study.
+        description: for ``--help``.
+        experiment: the option of ``conf/experiment`` that all variants start from.
+        parameters: of every variant.
+        variants: by name.
+        folder: of the study, where ``--record`` keeps results.
+        evaluation: overrides of ``mode=evaluate``.
+        arguments: instead of the command line's.
+
+    Returns:
+        The exit code: 1 when something failed.
+    """
+    asked = parse(arguments, description, list(variants))
+    results = asked.results or (folder / "results" if asked.record else OUTPUTS / name / "results")
+    ledger = Ledger(results / "runs.jsonl")
+    study = Study(
+        name=name,
+        experiment=experiment,
+        parameters=parameters,
+        variants=variants,
+        ledger=ledger,
+        evaluation=tuple(evaluation),
+    )
+    failed = follow(study, asked)
+    summary = table(study)
+    print(summary)
+    if asked.plot:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "table.md").write_text(summary, encoding="utf-8")
+        console.print(f"  {draw(study, results / f'{name}.png')}")
+    return 1 if failed else 0
+
+
+def parse(arguments: Sequence[str] | None, description: str | None, variants: Sequence[str]) -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=variants, choices=variants, help="in this order")
+    parser.add_argument("--sweep", action="store_true", help="find the best learning rate, with the first seed")
+    parser.add_argument("--lrs", nargs="+", type=float, default=list(LRS), help="where the sweep begins")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="to train and test at the best learning rate")
+    parser.add_argument("--plot", action="store_true", help="draw what there is, and write the table")
+    parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")
+    parser.add_argument("--results", type=Path, help="keep results in this folder")
+    return parser.parse_args(arguments)
+
+
+def follow(study: Study, asked: argparse.Namespace) -> list[str]:
+    """Train and test as asked; what failed, once the rest is done."""
+    failed = []
+    for name in asked.models:
+        try:
+            if asked.sweep:
+                study.sweep(name, asked.lrs, asked.seeds[0] if asked.seeds else 0)
+            for seed in asked.seeds:
+                lr = study.best(name)["lr"]
+                if not study.variants[name].trained_as:
+                    study.train(name, lr, seed)
+                study.evaluate(name, lr, seed)
+        except (LookupError, HFAError, subprocess.CalledProcessError) as error:
+            console.print(f"[red]{name}: {error}[/red]")
+            failed.append(name)
+    return failed

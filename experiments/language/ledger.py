@@ -1,0 +1,51 @@
+"""The results of a study: one JSON line for each finished run, appended as it finishes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["training", "evaluation"]
+Record = dict[str, Any]
+
+
+class Ledger:
+    """Lines of JSON, of which the newest counts where two are of one run.
+
+    Args:
+        path: the file; made when the first line comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: Record) -> None:
+        """Add a line, whole or not at all; numbers that are not finite become null."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+
+    def find(self, kind: Kind, variant: str, overrides: list[str]) -> Record | None:
+        """The run of `variant` with exactly these overrides."""
+        found = [one for one in self.read(kind, variant) if one["overrides"] == overrides]
+        return found[-1] if found else None
+
+    def read(self, kind: Kind, variant: str | None = None) -> Iterator[Record]:
+        """All runs of a kind, oldest first."""
+        if not self.path.exists():
+            return
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            record: Record = json.loads(line)
+            if record["kind"] == kind and variant in (None, record["variant"]):
+                yield record
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,159 @@
+"""The table and the figure of a study, from its results alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.language.ledger import Record
+from experiments.language.study import Study, score
+from hfa.metrics.bits import LossByPosition
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart with any colour vision, each with a marker of its own for print
+_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")
+_MARKERS = ("o", "v", "s", "D", "^", "P")
+
+
+def table(study: Study) -> str:
+    """A row a variant: size, learning rate, and what was measured with its spread over the seeds."""
+    lengths = sorted({one["length"] for run in study.ledger.read("evaluation") for one in run["bits_per_byte"]})
+    recalled = sorted(
+        {(one["task"], one["length"]) for run in study.ledger.read("evaluation") for one in run["recall"]}
+    )
+    heads = ["model", "parameters", "tokens", "learning rate", "seeds", "validation"]
+    heads += [f"test, {length:,}" for length in lengths]
+    heads += [f"{task}, {length:,}" for task, length in recalled] + ["tokens/s"]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for name, variant in study.variants.items():
+        runs, measured = at_best(study, name)
+        if not runs:
+            continue
+        by_length = [bits(measured, length) for length in lengths]
+        cells = [
+            variant.title,
+            f"{runs[0]['parameters']:,}",
+            f"{runs[0]['tokens']:,}",
+            f"{runs[0]['lr']:g}",
+            str(len(runs)),
+            "" if variant.edits else spread([score(run) for run in runs]),
+            *map(spread, by_length),
+            *(recall(measured, task, length) for task, length in recalled),
+            f"{statistics.mean(run['metrics']['tokens_per_s'] for run in runs):,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(study: Study, path: Path) -> Path:
+    """Three panels: bits per byte against the learning rate, by seed, and against the position."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.6), dpi=150, layout="constrained")
+    sweep, seeds, position = figure.subplots(1, 3)
+    names = [name for name in study.variants if at_best(study, name)[0]]
+    for number, name in enumerate(names):
+        style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        if not study.variants[name].trained_as:
+            _draw_sweep(sweep, study, name, style)
+        _draw_seeds(seeds, study, name, number, style)
+        _draw_position(position, study, name, style)
+    sweep.set_xscale("log", base=2)
+    sweep.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    sweep.set(xlabel="learning rate", ylabel="validation, bits per byte (less is better)", title="Learning rate")
+    seeds.set_xticks(range(len(names)), [study.variants[name].title for name in names], rotation=20, ha="right")
+    seeds.set(ylabel="test, bits per byte, at the training's length", title="Seeds, and their mean")
+    position.set_xscale("log", base=2)
+    position.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}K" if value >= 1024 else f"{value:g}")
+    position.set(xlabel="position in the context (tokens)", ylabel="test, bits per byte", title="Loss by position")
+    lowest = [line.get_ydata()[0] for line in position.lines]
+    if lowest:  # where one of them breaks down, the others stay legible
+        position.set_ylim(top=min(position.get_ylim()[1], 1.3 * max(lowest)))
+    for axes in (sweep, seeds, position):
+        axes.grid(alpha=0.3)
+    if names:
+        position.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def at_best(study: Study, name: str) -> tuple[list[Record], list[Record]]:
+    """The trainings of a variant at its best learning rate, by seed, and their evaluations."""
+    try:
+        lr, size = study.best(name)["lr"], study.overrides(name)
+    except LookupError:
+        return [], []
+
+    def chosen(records: Sequence[Record]) -> list[Record]:
+        fitting = {run["seed"]: run for run in records if run["lr"] == lr and run["overrides"][: len(size)] == size}
+        return [fitting[seed] for seed in sorted(fitting)]
+
+    trainings = chosen(list(study.ledger.read("training", study.trained(name))))
+    return trainings, chosen(list(study.ledger.read("evaluation", name)))
+
+
+def bits(evaluations: Sequence[Record], length: int) -> list[float]:
+    """Bits per byte of every evaluation at a context length."""
+    return [one["bits_per_byte"] for run in evaluations for one in run["bits_per_byte"] if one["length"] == length]
+
+
+def recall(evaluations: Sequence[Record], task: str, length: int) -> str:
+    """Exact answers of a task at a context length, over all seeds, with their number."""
+    found = [one for run in evaluations for one in run["recall"] if (one["task"], one["length"]) == (task, length)]
+    answers = sum(one["answers"] for one in found)
+    return f"{sum(one['accuracy'] * one['answers'] for one in found) / answers:.1%} of {answers:,}" if answers else ""
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation over seeds where there are several."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
+        return "diverged" if values else ""
+    mean = f"{statistics.mean(finite):.4f}"
+    return f"{mean} ± {statistics.stdev(finite):.4f}" if len(finite) > 1 else mean
+
+
+def _draw_sweep(axes: Axes, study: Study, name: str, style: dict[str, Any]) -> None:
+    first = study.best(name)["seed"]
+    size = study.overrides(name)
+    runs = {
+        run["lr"]: score(run)
+        for run in study.ledger.read("training", name)
+        if run["seed"] == first and run["overrides"][: len(size)] == size
+    }
+    axes.plot(sorted(runs), [runs[lr] for lr in sorted(runs)], label=name, **style)
+
+
+def _draw_seeds(axes: Axes, study: Study, name: str, place: int, style: dict[str, Any]) -> None:
+    evaluations = at_best(study, name)[1]
+    if not evaluations:
+        return
+    values = bits(evaluations, min(one["length"] for one in evaluations[0]["bits_per_byte"]))
+    axes.plot([place] * len(values), values, linestyle="", alpha=0.6, **style)
+    mean = statistics.mean(values)
+    axes.plot([place - 0.25, place + 0.25], [mean, mean], color=style["color"])
+
+
+def _draw_position(axes: Axes, study: Study, name: str, style: dict[str, Any]) -> None:
+    evaluations = at_best(study, name)[1]
+    merged: LossByPosition | None = None
+    for run in evaluations:
+        for one in run["loss_by_position"].values():
+            loss = LossByPosition.from_json(one)
+            if merged is None:
+                merged = loss
+            else:
+                merged.merge(loss)
+    if merged is None:
+        return
+    filled = [
+        (start, stop, bits) for start, stop, bits in zip(merged.edges, merged.edges[1:], merged.bins, strict=False)
+    ]
+    middles = [(start + stop - 1) / 2 + 1 for start, stop, _ in filled]
+    axes.plot(middles, [bits.value for *_, bits in filled], label=study.variants[name].title, **style)

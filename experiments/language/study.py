@@ -1,0 +1,221 @@
+"""Runs of ``train.py``, one process each on one core, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.language.ledger import Ledger, Record
+from experiments.language.variant import Variant, equal_size, num_parameters
+from hfa import checkpoint
+from hfa.training.loggers import read_metrics
+
+REPO = Path(__file__).parents[2]
+OUTPUTS = REPO / "outputs"
+MOST_EXTENSIONS = 3  # of the grid of learning rates, each by a factor of 2
+MONITOR = "val/bits_per_byte"
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A comparison: an experiment of ``train.py``, trained in every variant.
+
+    Args:
+        name: of its folder below ``outputs``.
+        experiment: the option of ``conf/experiment``.
+        parameters: that every variant comes as close to as its feed-forward width allows.
+        variants: by name.
+        ledger: where results are kept.
+        evaluation: overrides of ``mode=evaluate``.
+    """
+
+    name: str
+    experiment: str
+    parameters: int
+    variants: Mapping[str, Variant]
+    ledger: Ledger
+    evaluation: tuple[str, ...] = ()
+
+    def sweep(self, name: str, lrs: Sequence[float], seed: int) -> Record:
+        """Train a variant at every learning rate, and beyond them while the best is at an end; the best run."""
+        if self.variants[name].trained_as:
+            return self.best(name)
+        grid = sorted(lrs)
+        runs = {lr: self.train(name, lr, seed) for lr in grid}
+        for _ in range(MOST_EXTENSIONS):
+            lr = min(runs, key=lambda lr: score(runs[lr]))
+            if lr not in (min(runs), max(runs)):
+                break
+            further = lr * 2 if lr == max(runs) else lr / 2
+            runs[further] = self.train(name, further, seed)
+        else:
+            console.print(f"[red]{name}: the best learning rate is still at an end of the grid.[/red]")
+        return min(runs.values(), key=score)
+
+    def best(self, name: str) -> Record:
+        """The best recorded run of a variant; of those at the learning rate found, the one of the first seed.
+
+        Raises:
+            LookupError: there is none.
+        """
+        size = self.overrides(name)
+        runs = [
+            run for run in self.ledger.read("training", self.trained(name)) if run["overrides"][: len(size)] == size
+        ]
+        if not runs:
+            raise LookupError(f"{name}: no finished run of this size in {self.ledger.path}; start with --sweep.")
+        swept = [run for run in runs if run["seed"] == runs[0]["seed"]]
+        return min(swept, key=score)
+
+    def train(self, name: str, lr: float, seed: int) -> Record:
+        """Train a variant, or find that it was done before."""
+        overrides = [*self.overrides(name), f"optimizer.lr={lr:g}", f"seed={seed}"]
+        if done := self.ledger.find("training", name, overrides):
+            return done
+        folder = self.folder(name, lr, seed)
+        shutil.rmtree(folder, ignore_errors=True)  # cut off
+        console.print(f"\n[bold]{name}[/bold], learning rate {lr:g}, seed {seed}")
+        seconds = run(f"experiment={self.experiment}", *overrides, f"hydra.run.dir={folder}")
+        record = training_record(folder) | {"seconds": seconds, "variant": name, "overrides": overrides}
+        self.ledger.append({"kind": "training", "study": self.name, "lr": lr, "seed": seed, **record})
+        console.print(
+            f"  {record['metrics'][MONITOR]:.4f} bits per byte of validation text, {seconds / 60:.1f} minutes"
+        )
+        return self.train(name, lr, seed)
+
+    def evaluate(self, name: str, lr: float, seed: int) -> Record:
+        """Measure a trained variant on the test documents, or find that it was done before."""
+        variant, trained = self.variants[name], self.trained(name)
+        edits = [f"{key}={value}" for key, value in variant.edits.items()]
+        overrides = [*self.overrides(name), f"optimizer.lr={lr:g}", f"seed={seed}", *edits, *self.evaluation]
+        if done := self.ledger.find("evaluation", name, overrides):
+            return done
+        artifact = self.folder(trained, lr, seed) / "checkpoints" / "last"
+        folder = self.folder(name, lr, seed) / "evaluation"
+        shutil.rmtree(folder, ignore_errors=True)
+        if variant.edits:
+            artifact = edited(artifact, folder / "edited", variant.edits)
+        console.print(f"\n[bold]{name}[/bold], learning rate {lr:g}, seed {seed}: evaluation")
+        seconds = run(
+            "mode=evaluate",
+            f"experiment={self.experiment}",
+            f"checkpoint={artifact}",
+            f"seed={seed}",
+            f"hydra.run.dir={folder}",
+            *self.evaluation,
+        )
+        measured = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        training = measured.pop("training")
+        record = {"trained_commit": training.get("commit"), "variant": name, "overrides": overrides, "seconds": seconds}
+        self.ledger.append(
+            {"kind": "evaluation", "study": self.name, "lr": lr, "cpu": cpu(), **measured, **record, "seed": seed}
+        )
+        return self.evaluate(name, lr, seed)
+
+    def overrides(self, name: str) -> list[str]:
+        """What makes the variant, its size included."""
+        chosen = self.variants[self.trained(name)].overrides
+        return [*chosen, equal_size(self.experiment, chosen, self.parameters)]
+
+    def size(self, name: str) -> int:
+        """Parameters of the variant."""
+        return num_parameters(self.experiment, self.overrides(name))
+
+    def trained(self, name: str) -> str:
+        """The variant whose training gives this one's weights."""
+        return self.variants[name].trained_as or name
+
+    def folder(self, name: str, lr: float, seed: int) -> Path:
+        """Where a run keeps its checkpoints and logs."""
+        return OUTPUTS / self.name / name / f"lr{lr:g}-seed{seed}"
+
+
+def score(run: Record) -> float:
+    """Bits per byte of validation text at the end; infinite when the run diverged."""
+    value = run["metrics"].get(MONITOR)
+    return math.inf if value is None or math.isnan(value) else value
+
+
+def run(*arguments: str) -> float:
+    """One ``train.py`` on one core, behind everything else on the machine; returns the seconds it took.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    command = [sys.executable, "train.py", *arguments]
+    console.print(f"[dim]$ python {shlex.join(command[1:])}[/dim]")
+    began = time.monotonic()
+    subprocess.run(
+        ["nice", "-n", "10", *command],
+        check=True,
+        cwd=REPO,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
+    )
+    return round(time.monotonic() - began, 1)
+
+
+def training_record(folder: Path) -> Record:
+    """What is kept of a training: its provenance, its last metrics, its learning curve and its last sample texts."""
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    config = checkpoint.read_config(folder / "checkpoints" / "last")["provenance"]["config"]
+    rows = read_metrics(folder / "metrics.csv")
+    metrics = facts["metrics"]
+    kept = ("commit", "dirty", "date", "command", "python", "torch", "device", "threads")
+    return {
+        **{key: facts[key] for key in kept},
+        "cpu": cpu(),
+        "config": config,
+        "parameters": int(metrics["parameters"]),
+        "tokens": int(metrics["tokens"]),
+        "metrics": metrics,
+        "validation": [[row["step"], row[MONITOR]] for row in rows if MONITOR in row],
+        "training": [[row["step"], row["train/bits_per_byte"]] for row in rows if "train/bits_per_byte" in row],
+        "samples": samples(folder / "samples.txt"),
+    }
+
+
+def samples(path: Path) -> str:
+    """The texts of the last validation."""
+    if not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    last = text.rpartition("=== step ")[2].partition("\n")[0]
+    return text[text.index(f"=== step {last}\n") :].strip()
+
+
+def edited(artifact: Path, folder: Path, edits: Mapping[str, Any]) -> Path:
+    """A copy of an artifact, with other values in its model configuration.
+
+    Raises:
+        LookupError: its model has no such value.
+    """
+    shutil.copytree(artifact, folder)
+    path = folder / "config.json"
+    description = json.loads(path.read_text(encoding="utf-8"))
+    if unknown := set(edits) - set(description["model"]):
+        raise LookupError(f"{artifact}: its model has no {', '.join(sorted(unknown))}.")
+    description["model"] |= edits
+    path.write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
+    return folder
+
+
+def cpu() -> str:
+    """The processor and how many cores of it there are."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,58 @@
+"""What is compared: a model, what it is trained with, and what is changed when it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from hfa.config import from_node
+from hfa.models import ModelConfig
+
+CONF = Path(__file__).parents[2] / "conf"
+D_FF_STEP = 4  # of the feed-forward width: less than 0.6% of the parameters of four layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of a comparison.
+
+    Args:
+        title: in tables and plots.
+        overrides: of ``train.py``, beyond the experiment.
+        trained_as: another variant, whose checkpoints this one measures; None for its own.
+        edits: of the checkpoint's model configuration, before it is measured.
+    """
+
+    title: str
+    overrides: tuple[str, ...] = ()
+    trained_as: str | None = None
+    edits: Mapping[str, Any] = field(default_factory=dict)
+
+
+def model_config(experiment: str, overrides: Sequence[str]) -> ModelConfig:
+    """The model that ``train.py experiment=... OVERRIDES`` composes."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"experiment={experiment}", "name=study", *overrides])
+    model: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
+    return from_node(model, "model", ModelConfig)  # type: ignore[type-abstract]
+
+
+def num_parameters(experiment: str, overrides: Sequence[str]) -> int:
+    """Parameters of that model, counted without allocating any."""
+    with torch.device("meta"):
+        return model_config(experiment, overrides).build().num_parameters
+
+
+@cache
+def equal_size(experiment: str, overrides: tuple[str, ...], parameters: int) -> str:
+    """The ``model.d_ff=...`` with which the model comes closest to `parameters`, in which it is linear."""
+    one, two = (num_parameters(experiment, (*overrides, f"model.d_ff={n * D_FF_STEP}")) for n in (1, 2))
+    steps = max(1, 1 + round((parameters - one) / (two - one)))
+    return f"model.d_ff={steps * D_FF_STEP}"

@@ -1,0 +1,118 @@
+"""The studies of trained variants: equal sizes, what is run again and what is not, and what is drawn from results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.ablations import __main__ as ablations
+from experiments.language import __main__ as language
+from experiments.language.command import follow, parse
+from experiments.language.ledger import Ledger
+from experiments.language.report import draw, table
+from experiments.language.study import MONITOR, Study, edited, samples
+from experiments.language.variant import Variant
+from hfa.metrics.bits import LossByPosition
+
+LENGTHS = (64, 128)
+
+
+class Pretended(Study):
+    """Runs nothing: a learning rate of 0.016 is best, 0.064 diverges."""
+
+    def train(self, name: str, lr: float, seed: int) -> dict[str, Any]:
+        overrides = [*self.overrides(name), f"optimizer.lr={lr:g}", f"seed={seed}"]
+        if done := self.ledger.find("training", name, overrides):
+            return done
+        bits = float("nan") if lr > 0.05 else 2 + abs(lr - 0.016) + 0.001 * seed
+        run = {"variant": name, "overrides": overrides, "lr": lr, "seed": seed, "parameters": 1, "tokens": 2}
+        self.ledger.append({"kind": "training", **run, "metrics": {MONITOR: bits, "tokens_per_s": 3.0}})
+        return self.train(name, lr, seed)
+
+    def evaluate(self, name: str, lr: float, seed: int) -> dict[str, Any]:
+        loss = LossByPosition.doubling(128, 64)
+        for counted in loss.bins:
+            counted.nats, counted.bytes = 100.0 + seed, 64
+        bits = [{"source": "text", "length": length, "bits_per_byte": 2.0 + seed} for length in LENGTHS]
+        recall = [{"task": "mqar", "length": 64, "accuracy": 0.5, "answers": 8}]
+        measured = {"bits_per_byte": bits, "recall": recall, "loss_by_position": {"text": loss.to_json()}}
+        run = {"variant": name, "overrides": self.overrides(name), "lr": lr, "seed": seed}
+        self.ledger.append({"kind": "evaluation", **run, **measured})
+        return measured
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    variants = {
+        "plain": Variant(title="Plain", overrides=("model=transformer",)),
+        "edited": Variant(title="Edited", trained_as="plain", edits={"num_retrieved": 1}),
+    }
+    ledger = Ledger(tmp_path / "runs.jsonl")
+    return Pretended(name="test", experiment="language", parameters=1_000_000, variants=variants, ledger=ledger)
+
+
+@pytest.mark.parametrize("main", [language, ablations], ids=["language", "ablations"])
+def test_parameters_are_equal(main: Any, tmp_path: Path) -> None:
+    experiment = getattr(main, "EXPERIMENT", "language")
+    ledger = Ledger(tmp_path / "runs.jsonl")
+    study = Study(name="test", experiment=experiment, parameters=main.PARAMETERS, variants=main.VARIANTS, ledger=ledger)
+    sizes = {name: study.size(name) for name in main.VARIANTS}
+    assert max(sizes.values()) < 1.01 * min(sizes.values()), sizes
+
+
+def test_sweep_goes_on_until_the_best_is_inside(study: Study) -> None:
+    assert study.sweep("plain", [0.002, 0.004, 0.008], seed=0)["lr"] == 0.016
+    assert [run["lr"] for run in study.ledger.read("training")] == [0.002, 0.004, 0.008, 0.016, 0.032]
+
+
+def test_a_run_that_diverged_is_not_the_best(study: Study) -> None:
+    assert study.sweep("plain", [0.016, 0.064], seed=0)["lr"] == 0.016
+
+
+def test_what_is_recorded_is_not_run_again(study: Study) -> None:
+    asked = parse(["--sweep", "--seeds", "0", "1", "--lrs", "0.008", "0.016", "0.032"], None, list(study.variants))
+    assert follow(study, asked) == []
+    trained = list(study.ledger.read("training"))
+    assert [(run["lr"], run["seed"]) for run in trained] == [(0.008, 0), (0.016, 0), (0.032, 0), (0.016, 1)]
+    assert follow(study, asked) == []
+    assert list(study.ledger.read("training")) == trained
+
+
+def test_without_a_sweep_there_is_no_best_rate(study: Study) -> None:
+    assert follow(study, parse(["--models", "plain", "--seeds", "0"], None, list(study.variants))) == ["plain"]
+
+
+def test_table_and_figure(study: Study, tmp_path: Path) -> None:
+    follow(study, parse(["--sweep", "--seeds", "0", "2", "--lrs", "0.016", "0.032"], None, list(study.variants)))
+    heads, _, plain, edited_row = table(study).splitlines()
+    assert "test, 64" in heads
+    assert "mqar, 64" in heads
+    assert "3.0000 ± 1.4142" in plain
+    assert "50.0% of 16" in plain
+    assert edited_row.startswith("| Edited |")
+    assert draw(study, tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_an_empty_study_can_be_shown(study: Study, tmp_path: Path) -> None:
+    assert len(table(study).splitlines()) == 2
+    assert draw(study, tmp_path / "figure.png").exists()
+
+
+def test_edited_changes_a_copy(tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "config.json").write_text(json.dumps({"model": {"num_retrieved": 32}}))
+    copy = edited(artifact, tmp_path / "copy", {"num_retrieved": 1})
+    assert json.loads((copy / "config.json").read_text())["model"] == {"num_retrieved": 1}
+    assert json.loads((artifact / "config.json").read_text())["model"] == {"num_retrieved": 32}
+    with pytest.raises(LookupError, match="no_such"):
+        edited(artifact, tmp_path / "other", {"no_such": 1})
+
+
+def test_samples_of_the_last_step(tmp_path: Path) -> None:
+    path = tmp_path / "samples.txt"
+    path.write_text("=== step 5\na\n\n=== step 10\nb\n\n=== step 10\nc\n\n")
+    assert samples(path) == "=== step 10\nb\n\n=== step 10\nc"
