@@ -1,0 +1,1 @@
+"""What every design costs: time, memory and bytes against length, ours beside what people use today."""

@@ -1,0 +1,129 @@
+"""The picture of a run, drawn from its JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+from experiments.complexity.measure import Regime
+from experiments.complexity.report import Results, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart with any colour vision; ours are drawn thick and whole, peers thin and dashed
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#8C564B",
+    "#7F7F7F",
+    "#999933",
+)
+_MARKERS = "os^DvPX*<>"
+
+
+def plot(results: Results, path: Path) -> Path:
+    """Speed of prefill, training and decode, and peak memory of prefill, against the length.
+
+    Medians, with bars between the quartiles.
+
+    Args:
+        results: of a run.
+        path: where the PNG goes.
+
+    Returns:
+        `path`.
+    """
+    figure = Figure(figsize=(12, 9), dpi=130, layout="constrained")
+    grid = figure.subplots(2, 2)
+    _speed(grid[0, 0], results, "prefill", "prefill", "tokens/s")
+    _speed(grid[0, 1], results, "train", "training: forward, loss, backward", "tokens/s")
+    _speed(grid[1, 0], results, "decode", "decode", "ms a token (less is better)")
+    _memory(grid[1, 1], results)
+    figure.suptitle(_title(results), fontsize=12)
+    handles: dict[str, Artist] = {}
+    for axes in grid.flat:
+        handles.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _speed(axes: Axes, results: Results, regime: Regime, title: str, unit: str) -> None:
+    _lines(axes, results, regime, lambda name, length: results.rates(name, regime, length))
+    _label(axes, title, unit, "tokens of context" if regime == "decode" else "tokens")
+
+
+def _memory(axes: Axes, results: Results) -> None:
+    def gib(name: str, length: int) -> list[float]:
+        peak = results.row(name, "prefill", length).get("peak_bytes")
+        return [] if peak is None else [peak / (1 << 30)]
+
+    _lines(axes, results, "prefill", gib)
+    _label(axes, "peak memory of prefill, beyond the weights", "GiB (less is better)", "tokens")
+
+
+def _lines(axes: Axes, results: Results, regime: Regime, values: Callable[[str, int], list[float]]) -> None:
+    lengths = results.lengths(regime)
+    for i, (name, facts) in enumerate(results.models.items()):
+        measured = {length: found for length in lengths if (found := values(name, length))}
+        if not measured:
+            continue
+        low, middle, high = np.array([np.quantile(found, [0.25, 0.5, 0.75]) for found in measured.values()]).T
+        axes.errorbar(
+            list(measured),
+            middle,
+            yerr=[middle - low, high - middle],
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            linewidth=2.2 if facts["ours"] else 1.2,
+            linestyle="-" if facts["ours"] else "--",
+            markersize=6,
+            capsize=2,
+            label=facts["title"],
+        )
+
+
+def _label(axes: Axes, title: str, unit: str, x: str) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_ylabel(unit)
+    axes.set_xlabel(x)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    lengths = sorted({float(v) for line in axes.lines for v in np.asarray(line.get_xdata()).tolist()})
+    if lengths:
+        axes.set_xticks(lengths, [short(v) for v in lengths])
+        axes.minorticks_off()
+        _round_ticks(axes)
+    else:
+        axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color="0.5")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes.grid(alpha=0.3)
+
+
+def _round_ticks(axes: Axes) -> None:
+    """Ticks at 1, 2 and 5 times the powers of ten that the values span."""
+    low, high = axes.get_ylim()
+    ticks = [m * 10.0**e for e in range(-4, 7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    if len(ticks) >= 2:
+        axes.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
+
+
+def _title(results: Results) -> str:
+    made = results.provenance
+    commit = f"{str(made['commit'])[:7]}{', changed' if made['dirty'] else ''}"
+    machine = f"{made['machine']['processor']}, {made['threads']} thread(s)"
+    return f"What a model costs: {machine}, {made['date'][:10]}, {commit}"

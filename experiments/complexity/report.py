@@ -1,0 +1,306 @@
+"""What a run says: medians with their spread, slopes with their interval, ratios, and the issue's requirements."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+
+from experiments.complexity.measure import STATE_TOKENS, Regime
+
+OURS = "hfa"
+TRANSFORMER_PEER = "llama"
+SLOPE_FROM = 4096  # tokens; below it what every call costs hides the growth
+_DRAWS = 2000
+_MIB = 1 << 20
+
+
+class Results:
+    """A run, as its JSON has it.
+
+    Args:
+        data: ``rows``, ``models`` and ``provenance``.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.models: dict[str, dict[str, Any]] = dict(data["models"])
+        self.provenance: dict[str, Any] = dict(data["provenance"])
+        self.rows: list[dict[str, Any]] = list(data["rows"])
+        self._by_cell = {(row["model"], row["regime"], row["length"]): row for row in self.rows}
+
+    def row(self, model: str, regime: Regime, length: int) -> dict[str, Any]:
+        """The row of one cell, empty if there is none."""
+        return self._by_cell.get((model, regime, length), {})
+
+    def seconds(self, model: str, regime: Regime, length: int) -> list[float]:
+        """The measurements of one cell, oldest first."""
+        return list(self.row(model, regime, length).get("seconds", []))
+
+    def rates(self, model: str, regime: Regime, length: int) -> list[float]:
+        """Tokens a second, or for decoding milliseconds a token, of every measurement."""
+        count = self.row(model, regime, length).get("tokens", 0)
+        seconds = self.seconds(model, regime, length)
+        return [1000 * s / count if regime == "decode" else count / s for s in seconds]
+
+    def median(self, model: str, regime: Regime, length: int) -> float | None:
+        """The median of :meth:`rates`; None where nothing was measured."""
+        rates = self.rates(model, regime, length)
+        return statistics.median(rates) if rates else None
+
+    def lengths(self, regime: Regime) -> list[int]:
+        """The lengths at which anything of `regime` was tried."""
+        return sorted({row["length"] for row in self.rows if row["regime"] == regime})
+
+    def regimes(self) -> list[Regime]:
+        """The regimes that were tried, in their usual order."""
+        there = {row["regime"] for row in self.rows}
+        every: tuple[Regime, ...] = ("prefill", "train", "decode")
+        return [regime for regime in every if regime in there]
+
+    def slope(self, model: str, regime: Regime) -> Slope | None:
+        """The slope of log time over log length from `SLOPE_FROM` tokens; None with fewer than two lengths."""
+        cells = {n: self.seconds(model, regime, n) for n in self.lengths(regime) if n >= SLOPE_FROM}
+        return fit_slope({n: seconds for n, seconds in cells.items() if seconds}, seed=self.provenance["seed"])
+
+    def linear_peers(self) -> list[str]:
+        return [name for name, facts in self.models.items() if not facts["ours"] and facts["growth"] == "linear"]
+
+    def over_fastest_linear(self, model: str, regime: Regime, length: int) -> tuple[float, str] | None:
+        """The model's figure over that of the fastest linear peer (of speed, or of decoding's time), and its name."""
+        mine = self.median(model, regime, length)
+        peers = {name: value for name in self.linear_peers() if (value := self.median(name, regime, length))}
+        if mine is None or not peers:
+            return None
+        best = min(peers, key=peers.__getitem__) if regime == "decode" else max(peers, key=peers.__getitem__)
+        return mine / peers[best], best
+
+    def over(self, model: str, other: str, regime: Regime, length: int) -> float | None:
+        """The model's figure over that of another one."""
+        mine, theirs = self.median(model, regime, length), self.median(other, regime, length)
+        return None if mine is None or theirs is None else mine / theirs
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A slope with its 95% bootstrap interval, None where no cell was measured more than once."""
+
+    value: float
+    interval: tuple[float, float] | None
+    lengths: tuple[int, ...]
+
+    def __str__(self) -> str:
+        if self.interval is None:
+            return f"{self.value:.3f}, measured once"
+        return f"{self.value:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+
+
+def fit_slope(cells: Mapping[int, Sequence[float]], seed: int) -> Slope | None:
+    """The slope of log median seconds over log length, by least squares.
+
+    The interval is the middle 95% of the slopes of 2,000 draws, each of which takes as many measurements of every
+    length as there are, with replacement.
+
+    Args:
+        cells: length to its measurements, none empty.
+        seed: of the draws.
+
+    Returns:
+        The slope; None with fewer than two lengths.
+    """
+    if len(cells) < 2:
+        return None
+    lengths = sorted(cells)
+    x = np.log(lengths)
+    x = x - x.mean()
+
+    def slope(seconds: list[float]) -> float:
+        return float((x * np.log(seconds)).sum() / (x * x).sum())
+
+    value = slope([statistics.median(cells[n]) for n in lengths])
+    if all(len(cells[n]) < 2 for n in lengths):
+        return Slope(value, None, tuple(lengths))
+    generator = np.random.default_rng(seed)
+    draws = [
+        slope([float(np.median(generator.choice(cells[n], len(cells[n])))) for n in lengths]) for _ in range(_DRAWS)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Slope(value, (float(low), float(high)), tuple(lengths))
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One line of issue 3's points 2 and 3, and what this run says to it; `value` is None where it says nothing."""
+
+    text: str
+    value: float | None
+    limit: float
+    at_least: bool
+    detail: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        if self.value is None:
+            return None
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def requirements(results: Results, model: str = OURS) -> Iterator[Requirement]:
+    """Issue 3's points 2 and 3 for one of our models."""
+    for name in (model, f"{model}-tiny"):
+        if name in results.models:
+            yield _slope_requirement(results, name, "prefill")
+    yield _slope_requirement(results, model, "train")
+    state = results.models.get(model, {}).get(f"state_bytes_{STATE_TOKENS}")
+    yield Requirement(f"state of {STATE_TOKENS:,} tokens, MiB", None if state is None else state / _MIB, 256, False)
+    for length in (4096, 16384, 65536):
+        ratio = results.over_fastest_linear(model, "prefill", length)
+        yield Requirement(f"prefill {short(length)}, over the fastest linear peer", *_value(ratio, 1.0, True))
+    for length, least in ((16384, 1.5), (65536, 6.0)):
+        over = results.over(model, TRANSFORMER_PEER, "prefill", length)
+        yield Requirement(f"prefill {short(length)}, over Llama", over, least, True)
+    for length, least in ((1024, 1.0), (4096, 1.5), (16384, 2.5)):
+        over = results.over(model, TRANSFORMER_PEER, "train", length)
+        yield Requirement(f"training {short(length)}, over Llama", over, least, True)
+    for length in results.lengths("decode"):
+        ratio = results.over_fastest_linear(model, "decode", length)
+        text = f"decode at {short(length)}, time over the fastest linear peer's"
+        yield Requirement(text, *_value(ratio, 0.6, False))
+    near, far = results.median(model, "decode", 1024), results.median(model, "decode", 100_000)
+    grown = None if near is None or far is None else far / near
+    yield Requirement("decode at 100,000 tokens over 1K, time", grown, 1.1, False)
+
+
+def tables(results: Results) -> Iterator[RenderableType]:
+    """Everything that a run says, as tables for the terminal."""
+    for regime in results.regimes():
+        yield _speed_table(results, regime)
+        if regime == "train":
+            yield _speed_table(results, regime, body_only=True)
+    yield _cost_table(results)
+    if any(_compared(facts) for facts in results.models.values()):
+        for regime in results.regimes():
+            yield _ratio_table(results, regime)
+    for model in (OURS, "simplemind"):
+        if model in results.models:
+            yield _requirement_table(results, model)
+
+
+def skipped(results: Results) -> list[str]:
+    """A line for everything that was left out, or stopped early, and why."""
+    lines = []
+    for row in results.rows:
+        for verb, key in (("left out", "skipped"), ("stopped", "stopped")):
+            if row.get(key):
+                lines.append(f"{row['model']}, {row['regime']} at {row['length']:,}: {verb}: {row[key]}")
+    return lines
+
+
+def _speed_table(results: Results, regime: Regime, body_only: bool = False) -> Table:
+    titles = {
+        "prefill": "prefill: tokens/s",
+        "train": "training, forward and backward: tokens/s",
+        "decode": "decode: ms a token at this context",
+    }
+    title = "the same without head and loss: tokens/s" if body_only else titles[regime]
+    table = Table(title=f"\n{title}; median [quartiles]", title_style="bold")
+    table.add_column("model", no_wrap=True)
+    lengths = results.lengths(regime)
+    for length in lengths:
+        table.add_column(short(length), justify="right")
+    for name, facts in results.models.items():
+        cells = [_speed(results, name, regime, length, body_only) for length in lengths]
+        table.add_row(facts["title"], *cells, style="bold" if facts["ours"] else "")
+    return table
+
+
+def _speed(results: Results, name: str, regime: Regime, length: int, body_only: bool) -> str:
+    rates = results.rates(name, regime, length)
+    if not rates:
+        return "-"
+    if body_only:
+        row = results.row(name, regime, length)
+        rates = [length / (all_s - head_s) for all_s, head_s in zip(row["seconds"], row["head_seconds"], strict=True)]
+    digits = 1 if regime == "decode" else 0
+    low, middle, high = np.quantile(rates, [0.25, 0.5, 0.75])
+    return f"{middle:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+
+
+def _cost_table(results: Results) -> Table:
+    table = Table(title="\ngrowth and memory", title_style="bold")
+    table.add_column("model", no_wrap=True)
+    for column in ("body", "prefill slope", "training slope", f"state of {STATE_TOKENS:,}"):
+        table.add_column(column, justify="right")
+    peaks = [(regime, max(results.lengths(regime))) for regime in results.regimes() if regime != "decode"]
+    for regime, length in peaks:
+        table.add_column(f"peak, {regime} {short(length)}", justify="right")
+    table.add_column("allocated in prefill", justify="right")
+    for name, facts in results.models.items():
+        slopes = [str(slope or "-") for slope in (results.slope(name, "prefill"), results.slope(name, "train"))]
+        state = facts.get(f"state_bytes_{STATE_TOKENS}")
+        memory = [results.row(name, regime, length).get("peak_bytes") for regime, length in peaks]
+        counted = [results.row(name, "prefill", n).get("allocated_bytes_per_token") for n in results.lengths("prefill")]
+        table.add_row(
+            facts["title"],
+            f"{facts.get('body_parameters', 0) / 1e6:.1f}M",
+            *slopes,
+            *("-" if size is None else f"{size / _MIB:,.1f} MiB" for size in (state, *memory)),
+            next((f"{size / 1024:,.0f} KiB/token" for size in reversed(counted) if size), "-"),
+            style="bold" if facts["ours"] else "",
+        )
+    return table
+
+
+def _ratio_table(results: Results, regime: Regime) -> Table:
+    what = "time (less is better)" if regime == "decode" else "speed (more is better)"
+    table = Table(title=f"\n{regime}: ours over theirs, {what}", title_style="bold")
+    table.add_column("model", no_wrap=True)
+    table.add_column("over")
+    lengths = results.lengths(regime)
+    for length in lengths:
+        table.add_column(short(length), justify="right")
+    for name, facts in results.models.items():
+        if not _compared(facts):
+            continue
+        linear = [results.over_fastest_linear(name, regime, length) for length in lengths]
+        best = ["-" if ratio is None else f"{ratio[0]:.2f} ({ratio[1]})" for ratio in linear]
+        table.add_row(facts["title"], "the fastest linear peer", *best)
+        llama = [results.over(name, TRANSFORMER_PEER, regime, length) for length in lengths]
+        table.add_row("", "Llama", *("-" if ratio is None else f"{ratio:.2f}" for ratio in llama))
+    return table
+
+
+def _compared(facts: Mapping[str, Any]) -> bool:
+    return bool(facts["ours"] and facts["same_body"])
+
+
+def _requirement_table(results: Results, model: str) -> Table:
+    table = Table(title=f"\nissue 3, points 2 and 3: {model}", title_style="bold")
+    for column in ("requirement", "limit", "measured", "holds"):
+        table.add_column(column, justify="left" if column == "requirement" else "right")
+    verdicts = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "not measured"}
+    for one in requirements(results, model):
+        measured = "" if one.value is None else f"{one.value:.2f} {one.detail and f'({one.detail})'}".strip()
+        limit = f"{'at least' if one.at_least else 'at most'} {one.limit:g}"
+        table.add_row(one.text, limit, measured.replace("[", "\\["), verdicts[one.holds])
+    return table
+
+
+def _slope_requirement(results: Results, model: str, regime: Regime) -> Requirement:
+    slope = results.slope(model, regime)
+    high = None if slope is None else slope.interval[1] if slope.interval else slope.value
+    return Requirement(f"{regime}: slope of {model}, upper end", high, 1.05, False, str(slope or ""))
+
+
+def _value(ratio: tuple[float, str] | None, limit: float, at_least: bool) -> tuple[float | None, float, bool, str]:
+    return (None, limit, at_least, "") if ratio is None else (ratio[0], limit, at_least, ratio[1])
+
+
+def short(tokens: float) -> str:
+    """4096 as 4K; what is not a whole number of K as it is."""
+    tokens = int(tokens)
+    return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"

@@ -1,0 +1,162 @@
+"""What is measured: one face for our models and their peers, so that all are fed, trained and stepped alike."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from hfa.config import from_node
+from hfa.models import LanguageModel, ModelConfig
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+VOCAB_SIZE = 50257
+PIECE = 2048  # tokens fed at once where a state can be carried: temporaries then stay in the cache's reach
+LOSS_PIECE = 1024  # tokens whose logits exist at once in training: 200 MiB, instead of 3 GiB at 16K
+TINY = {"d_model": 128, "num_layers": 4, "num_heads": 2, "d_ff": 256}  # conf/experiment/quickstart.yaml's sizes
+
+State = Any  # whatever a model carries from one call to the next
+
+
+class Subject(ABC):
+    """A decoder without its head, and the way of feeding it that serves it best.
+
+    The head is the same for all, and reads the embedding's weights.
+
+    Args:
+        body: the embedding, the layers and the last norm.
+        embedding: [vocab_size, d_model].
+        piece: tokens fed at once in prefill; None for all of them.
+    """
+
+    def __init__(self, body: nn.Module, embedding: Tensor, piece: int | None) -> None:
+        self.body, self.embedding, self.piece = body, embedding, piece
+
+    @abstractmethod
+    def hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Features [1, T, D] of tokens [1, T] that continue `state` (None: nothing came before), and the next state."""
+
+    @abstractmethod
+    def state_bytes(self, length: int) -> int:
+        """Bytes carried after `length` tokens."""
+
+    def train_hidden(self, tokens: Tensor) -> Tensor:
+        """Features for training: one pass over all tokens, and no state is asked for."""
+        return self.hidden(tokens, None)[0]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Features [..., D] to logits [..., vocab_size]."""
+        return F.linear(hidden, self.embedding)
+
+    def prefill(self, tokens: Tensor) -> tuple[Tensor, State]:
+        """Logits [1, vocab_size] of the last token, and the state to continue from."""
+        state: State | None = None
+        for piece in tokens.split(self.piece or tokens.shape[1], dim=1):
+            hidden, state = self.hidden(piece, state)
+        return self.head(hidden[:, -1]), state
+
+    def context(self, tokens: Tensor, room: int) -> State:
+        """The state after `tokens`, with room for `room` more."""
+        return self.prefill(tokens)[1]
+
+    def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """Logits [1, vocab_size] after one more token [1, 1]."""
+        hidden, state = self.hidden(token, state)
+        return self.head(hidden[:, -1]), state
+
+    @property
+    def body_parameters(self) -> int:
+        """Parameters without the embedding."""
+        return sum(parameter.numel() for parameter in self.body.parameters()) - self.embedding.numel()
+
+
+class Ours(Subject):
+    """A model of this package, behind its public contract only."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(model, model.embedding.weight, PIECE)
+        self.model = model
+
+    def hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return self.model.hidden(tokens, state)
+
+    def state_bytes(self, length: int) -> int:
+        return self.model.state_bytes(length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A name on the command line."""
+
+    title: str
+    ours: bool
+    growth: Literal["linear", "quadratic"]  # of the time, as its authors say
+    feeding: str
+    load: Callable[[], Subject]
+    same_body: bool = True  # 6 layers, 512 wide: may be compared by speed
+
+
+def our_entries() -> dict[str, Entry]:
+    """The models of conf/model, and the tiny HFA."""
+    feeding = f"pieces of {PIECE} tokens, state carried"
+    quadratic = {"transformer"}
+    entries = {
+        path.stem: Entry(
+            title=path.stem,
+            ours=True,
+            growth="quadratic" if path.stem in quadratic else "linear",
+            feeding=feeding,
+            load=_loader(path.stem, {}),
+        )
+        for path in sorted(CONF.glob("*.yaml"))
+    }
+    entries["hfa-tiny"] = Entry(
+        title="hfa, tiny", ours=True, growth="linear", feeding=feeding, load=_loader("hfa", TINY), same_body=False
+    )
+    return entries
+
+
+def our_config(name: str, **changes: object) -> ModelConfig:
+    """The config of conf/model/`name`.yaml with `changes`; dropout off, since the peers have none."""
+    node = OmegaConf.load(CONF / f"{name}.yaml")
+    for key, value in {"dropout": 0.0, "vocab_size": VOCAB_SIZE, **changes}.items():
+        OmegaConf.update(node, key, value)
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return from_node({str(key): value for key, value in plain.items()}, "model", ModelConfig)  # type: ignore[type-abstract]
+
+
+def random_tokens(length: int, seed: int) -> Tensor:
+    """Tokens [1, length] with the frequencies of words (Zipf's law), so that contents repeat as they do in text."""
+    weights = 1.0 / (torch.arange(VOCAB_SIZE) + 2.7)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(weights, length, replacement=True, generator=generator)[None]
+
+
+def tensors(node: object, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """Every tensor reachable from a cache: through tuples, lists, dicts and attributes."""
+    seen = set() if seen is None else seen
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, Tensor):
+        yield node
+    elif isinstance(node, dict):
+        for value in node.values():
+            yield from tensors(value, seen)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from tensors(value, seen)
+    elif hasattr(node, "__dict__") and not isinstance(node, (type, nn.Module)):
+        yield from tensors(vars(node), seen)
+
+
+def _loader(name: str, changes: dict[str, int]) -> Callable[[], Subject]:
+    return lambda: Ours(our_config(name, **changes).build())
