@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
+from hfa.metrics.retention import Kept
 from hfa.types import NOWHERE
 
 
@@ -31,33 +32,61 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> Interval:
     return Interval(max(0.0, centre - margin), min(1.0, centre + margin))
 
 
+class Share(NamedTuple):
+    """How many of how many."""
+
+    part: int
+    whole: int
+
+    @property
+    def value(self) -> float:
+        """NaN of nothing."""
+        return self.part / self.whole if self.whole else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """Where the true rate lies, with 95% confidence."""
+        return wilson(self.part, self.whole)
+
+
 @dataclasses.dataclass
 class Count:
-    """Answers, and tokens of answers, with how many of each were right."""
+    """Answers, and tokens of answers, with how many of each were right.
+
+    Where the memory was audited, also the tokens of answers whose evidence was addressable in it (`stored`), and
+    those whose evidence was among the tokens that were read when it was asked for (`selected`).
+    """
 
     answers: int = 0
     exact: int = 0
     tokens: int = 0
     right: int = 0
+    audited: int = 0
+    stored: int = 0
+    selected: int = 0
 
     def __add__(self, other: Count) -> Count:
-        return Count(
-            self.answers + other.answers, self.exact + other.exact, self.tokens + other.tokens, self.right + other.right
-        )
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Count(*(a + b for a, b in zip(mine, theirs, strict=True)))
 
     @property
     def accuracy(self) -> float:
         """Answers of which every token was right; NaN without answers."""
-        return self.exact / self.answers if self.answers else math.nan
+        return Share(self.exact, self.answers).value
 
     @property
     def token_accuracy(self) -> float:
-        return self.right / self.tokens if self.tokens else math.nan
+        return Share(self.right, self.tokens).value
 
     @property
     def interval(self) -> Interval:
         """Where the true accuracy lies, with 95% confidence."""
         return wilson(self.exact, self.answers)
+
+    def retention(self) -> dict[str, Share]:
+        """The three rates that retention is reported as, in tokens; of an unaudited memory only the last."""
+        audited = {"storage": Share(self.stored, self.audited), "selection": Share(self.selected, self.audited)}
+        return (audited if self.audited else {}) | {"answer": Share(self.right, self.tokens)}
 
 
 class Answer(NamedTuple):
@@ -67,6 +96,29 @@ class Answer(NamedTuple):
     start: int
     stop: int
     gold: int  # position of its first token's evidence
+
+
+def is_right(predicted: Tensor, row: Tensor, column: Tensor, labels: Tensor, group: Tensor) -> Tensor:
+    """Whether predictions hit: the label, or another one of its group that has not been said before.
+
+    Args:
+        predicted: token ids, int64 [N].
+        row: where in the batch each stands, int64 [N].
+        column: and at which position, int64 [N].
+        labels: int64 [B, T].
+        group: int64 [B, T]; see :class:`~hfa.types.Example`.
+
+    Returns:
+        bool [N].
+    """
+    right = predicted == labels[row, column]
+    mine = group[row, column]
+    grouped = mine != NOWHERE
+    rows, columns = (group != NOWHERE).nonzero(as_tuple=True)  # [G], all that could be said
+    one = [values[grouped][:, None] for values in (predicted, row, column, mine)]  # [g, 1] each
+    said = (one[0] == labels[rows, columns]) & (one[1] == rows) & (one[2] <= columns) & (one[3] == group[rows, columns])
+    right[grouped] = said.any(1)
+    return right
 
 
 def find_answers(gold: np.ndarray) -> Iterator[Answer]:
@@ -101,18 +153,23 @@ class Recall:
         self.depth_bins = depth_bins
         self._counts: dict[tuple[str, int, int], Count] = {}
 
-    def update(self, task: str, correct: torch.Tensor, gold: torch.Tensor) -> None:
+    def update(self, task: str, correct: Tensor, gold: Tensor, kept: Kept | None = None) -> None:
         """Add a batch of one task; its length is T.
 
         Args:
             task: what reports call it.
             correct: whether the likeliest token was the label, bool [B, T]; read only where there is evidence.
             gold: position of each label's evidence, int64 [B, T].
+            kept: what became of the evidence in the memory, if that was audited.
         """
         right, length = correct.cpu().numpy(), gold.shape[1]
+        stored, selected = (None, None) if kept is None else (part.cpu().numpy() for part in kept)
         for row, start, stop, evidence in find_answers(gold.cpu().numpy()):
-            hits = int(right[row, start:stop].sum())
-            count = Count(1, int(hits == stop - start), stop - start, hits)
+            tokens, hits = stop - start, int(right[row, start:stop].sum())
+            count = Count(1, int(hits == tokens), tokens, hits)
+            if stored is not None and selected is not None:
+                count.audited = tokens
+                count.stored, count.selected = int(stored[row, start:stop].sum()), int(selected[row, start:stop].sum())
             self._add((task, length, evidence * self.depth_bins // length), count)
 
     def tasks(self) -> list[str]:
@@ -149,7 +206,7 @@ class Recall:
         """Read back what :meth:`to_json` gave."""
         recall = cls(int(data["depth_bins"]))
         for entry in data["counts"]:
-            count = Count(**{field.name: int(entry[field.name]) for field in dataclasses.fields(Count)})
+            count = Count(**{field.name: int(entry.get(field.name, 0)) for field in dataclasses.fields(Count)})
             recall._add((str(entry["task"]), int(entry["length"]), int(entry["depth_bin"])), count)
         return recall
 

@@ -18,7 +18,7 @@ class Scored(NamedTuple):
     """The N scored positions of a batch."""
 
     nats: Tensor  # float32 [N], cross entropy of the label
-    correct: Tensor  # bool [N], the label was the likeliest token
+    correct: Tensor  # bool [N], the likeliest token was the label, or another of its group
     label: Tensor  # int64 [N]
     recalled: Tensor  # bool [N], the label stands somewhere in the context
     row: Tensor  # int64 [N], where in the batch

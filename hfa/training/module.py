@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hfa.metrics.recall import Recall
+from hfa.metrics.recall import Recall, is_right
 from hfa.models import LanguageModel
 from hfa.models.state import State
 from hfa.training import randomness
@@ -76,7 +76,8 @@ class LMModule(L.LightningModule):
         logits = self.model.head(features[row, column]).float()  # [N, vocabulary]
         nats = F.cross_entropy(logits, label, reduction="none")
         recalled = batch.gold[row, column] != NOWHERE
-        return Scored(nats, logits.argmax(-1) == label, label, recalled, row, column)
+        correct = is_right(logits.argmax(-1), row, column, batch.labels, batch.group)
+        return Scored(nats, correct, label, recalled, row, column)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         scored = self.score(batch)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hfa.metrics.recall import Count, Recall, is_right
+from hfa.metrics.retention import Kept
+
+N = -1
+
+
+class Read(NamedTuple):
+    start: Tensor
+    chosen: Tensor
+    near_from: Tensor
+
+
+def test_evidence_is_selected_in_the_window_or_when_it_is_retrieved() -> None:
+    gold = torch.tensor([[N, N, N, 1, 0, 4], [N, N, N, 2, N, 0]])
+    chosen = torch.full((2, 2, 3, 2), N)
+    chosen[0, 1, 0, 1] = 1  # row 0, the second head, position 3
+    chosen[1, 0, 1, 0] = 0  # row 1, position 4, where nothing is asked
+    near_from = torch.tensor([[2, 3, 4], [2, 3, 4]])
+    kept = Kept.nothing(gold.shape)
+    kept.add_selected([Read(torch.tensor([3, 3]), chosen, near_from)], gold)
+    assert kept.selected.int().tolist() == [[0, 0, 0, 1, 0, 1], [0, 0, 0, 1, 0, 0]]
+
+
+def test_one_layer_that_reads_it_is_enough_and_rows_may_start_apart() -> None:
+    gold = torch.tensor([[N, 0, 0, N], [N, N, 0, 1]])
+    chosen = torch.tensor([0, N]).view(2, 1, 1, 1)
+    far = torch.tensor([[2], [2]])
+    layers = [Read(torch.tensor(starts), chosen, far) for starts in ([1, 2], [2, 3])]
+    kept = Kept.nothing(gold.shape)
+    kept.add_selected(layers, gold)
+    assert kept.selected.int().tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_a_memory_that_lost_a_token_stores_no_evidence() -> None:
+    gold = torch.tensor([[N, N, 0, 1], [N, N, 0, N]])
+    kept = Kept.nothing(gold.shape)
+    kept.add_stored([torch.tensor([4, 4]), torch.tensor([4, 3])], gold, 2, 4)
+    assert kept.stored.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+
+
+def test_recall_counts_what_was_kept_and_what_was_not_audited_has_no_rate() -> None:
+    gold = torch.tensor([[N, N, 0, 1, N, N, N, 6]])
+    correct, yes = torch.ones(1, 8, dtype=torch.bool), torch.ones(1, 8, dtype=torch.bool)
+    selected = yes.clone()
+    selected[0, 3] = False
+    recall = Recall(depth_bins=2)
+    recall.update("audited", correct, gold, Kept(yes, selected))
+    recall.update("plain", correct, gold)
+    rates = recall.at("audited", 8).retention()
+    assert {name: tuple(share) for name, share in rates.items()} == {
+        "storage": (3, 3),
+        "selection": (2, 3),
+        "answer": (3, 3),
+    }
+    assert recall.at("audited", 8, 1) == Count(1, 1, 1, 1, audited=1, stored=1, selected=1)
+    assert list(recall.at("plain", 8).retention()) == ["answer"]
+    assert Recall.from_json(recall.to_json()).to_json() == recall.to_json()
+
+
+def test_any_label_of_a_group_is_right_until_it_was_said() -> None:
+    labels = torch.tensor([[7, 8, 9, 7], [7, 8, 9, 7]])
+    group = torch.tensor([[0, 0, 1, N], [0, 0, 0, N]])
+    row, column = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 2, 3, 0, 2, 3])
+    predicted = torch.tensor([8, 9, 7, 9, 7, 9, 7, 8])
+    #  a later one, another group's, one that was said, itself, itself; two later, one that was said, wrong
+    assert is_right(predicted, row, column, labels, group).int().tolist() == [1, 0, 0, 1, 1, 1, 0, 0]
+
+
+def test_without_groups_only_the_label_is_right() -> None:
+    labels = torch.tensor([[1, 2], [3, 4]])
+    row, column = torch.tensor([0, 1]), torch.tensor([1, 0])
+    right = is_right(torch.tensor([2, 4]), row, column, labels, torch.full_like(labels, N))
+    assert right.tolist() == [True, False]
