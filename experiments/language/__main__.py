@@ -12,9 +12,10 @@ from pathlib import Path
 from experiments.language.command import command
 from experiments.language.variant import Variant
 
+TRANSFORMER = ("model=transformer", "model.num_heads=4")  # of 32: better than 2 of 64, see README.md
 VARIANTS = {
-    "transformer": Variant(title="Transformer", overrides=("model=transformer",)),
-    "transformer-conv": Variant(title="Transformer with conv", overrides=("model=transformer", "model.conv_width=4")),
+    "transformer": Variant(title="Transformer", overrides=TRANSFORMER),
+    "transformer-conv": Variant(title="Transformer with conv", overrides=(*TRANSFORMER, "model.conv_width=4")),
     "hfa": Variant(title="HFA", overrides=("model=hfa",)),
     "hfa-unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 1}),
     "simplemind": Variant(title="SimpleMind", overrides=("model=simplemind",)),

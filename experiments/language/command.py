@@ -58,7 +58,7 @@ def command(
     print(summary)
     if asked.plot:
         results.mkdir(parents=True, exist_ok=True)
-        (results / "table.md").write_text(summary, encoding="utf-8")
+        (results / f"{name}.md").write_text(summary, encoding="utf-8")
         console.print(f"  {draw(study, results / f'{name}.png')}")
     return 1 if failed else 0
 
@@ -68,7 +68,9 @@ def parse(arguments: Sequence[str] | None, description: str | None, variants: Se
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=variants, choices=variants, help="in this order")
     parser.add_argument("--sweep", action="store_true", help="find the best learning rate, with the first seed")
-    parser.add_argument("--lrs", nargs="+", type=float, default=list(LRS), help="where the sweep begins")
+    parser.add_argument(
+        "--lrs", nargs="+", type=float, default=list(LRS), help="where the sweep begins; one is taken as it is"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="to train and test at the best learning rate")
     parser.add_argument("--plot", action="store_true", help="draw what there is, and write the table")
     parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")

@@ -51,20 +51,23 @@ class Study:
     evaluation: tuple[str, ...] = ()
 
     def sweep(self, name: str, lrs: Sequence[float], seed: int) -> Record:
-        """Train a variant at every learning rate, and beyond them while the best is at an end; the best run."""
+        """Train a variant at every learning rate, and beyond them while the best is at an end; the best run.
+
+        A single rate is taken as it is.
+        """
         if self.variants[name].trained_as:
             return self.best(name)
-        grid = sorted(lrs)
-        runs = {lr: self.train(name, lr, seed) for lr in grid}
-        for _ in range(MOST_EXTENSIONS):
-            lr = min(runs, key=lambda lr: score(runs[lr]))
+        runs = {lr: self.train(name, lr, seed) for lr in sorted(lrs)}
+        lr = min(runs, key=lambda lr: score(runs[lr]))
+        for _ in range(MOST_EXTENSIONS if len(runs) > 1 else 0):
             if lr not in (min(runs), max(runs)):
                 break
             further = lr * 2 if lr == max(runs) else lr / 2
             runs[further] = self.train(name, further, seed)
-        else:
+            lr = min(runs, key=lambda lr: score(runs[lr]))
+        if lr in (min(runs), max(runs)) and len(runs) > 1:
             console.print(f"[red]{name}: the best learning rate is still at an end of the grid.[/red]")
-        return min(runs.values(), key=score)
+        return runs[lr]
 
     def best(self, name: str) -> Record:
         """The best recorded run of a variant; of those at the learning rate found, the one of the first seed.

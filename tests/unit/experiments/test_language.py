@@ -10,6 +10,7 @@ import pytest
 
 from experiments.ablations import __main__ as ablations
 from experiments.language import __main__ as language
+from experiments.language import baseline
 from experiments.language.command import follow, parse
 from experiments.language.ledger import Ledger
 from experiments.language.report import draw, table
@@ -54,7 +55,7 @@ def study(tmp_path: Path) -> Study:
     return Pretended(name="test", experiment="language", parameters=1_000_000, variants=variants, ledger=ledger)
 
 
-@pytest.mark.parametrize("main", [language, ablations], ids=["language", "ablations"])
+@pytest.mark.parametrize("main", [language, baseline, ablations], ids=["language", "baseline", "ablations"])
 def test_parameters_are_equal(main: Any, tmp_path: Path) -> None:
     experiment = getattr(main, "EXPERIMENT", "language")
     ledger = Ledger(tmp_path / "runs.jsonl")
@@ -66,6 +67,11 @@ def test_parameters_are_equal(main: Any, tmp_path: Path) -> None:
 def test_sweep_goes_on_until_the_best_is_inside(study: Study) -> None:
     assert study.sweep("plain", [0.002, 0.004, 0.008], seed=0)["lr"] == 0.016
     assert [run["lr"] for run in study.ledger.read("training")] == [0.002, 0.004, 0.008, 0.016, 0.032]
+
+
+def test_a_single_rate_is_taken_as_it_is(study: Study) -> None:
+    assert study.sweep("plain", [0.004], seed=0)["lr"] == 0.004
+    assert len(list(study.ledger.read("training"))) == 1
 
 
 def test_a_run_that_diverged_is_not_the_best(study: Study) -> None:
