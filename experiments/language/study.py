@@ -26,6 +26,7 @@ from hfa.training.loggers import read_metrics
 REPO = Path(__file__).parents[2]
 OUTPUTS = REPO / "outputs"
 MOST_EXTENSIONS = 3  # of the grid of learning rates, each by a factor of 2
+NICENESS = 10  # of a run, however nice this process is
 MONITOR = "val/bits_per_byte"
 console = Console(highlight=False)
 
@@ -163,7 +164,7 @@ def run(*arguments: str) -> float:
     console.print(f"[dim]$ python {shlex.join(command[1:])}[/dim]")
     began = time.monotonic()
     subprocess.run(
-        ["nice", "-n", "10", *command],
+        ["nice", "-n", str(max(0, NICENESS - os.nice(0))), *command],
         check=True,
         cwd=REPO,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
