@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfa.metrics.bits import LossByPosition
-from hfa.metrics.recall import Recall
+from hfa.metrics.recall import Measure, Recall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,12 @@ _WIDTH = 10.0  # inches: at 100 pixels an inch, text of 8 points is readable
 _DPI = 150
 
 
-def plot_recall(recalls: Mapping[str, Recall], path: Path, title: str = "Exact recall, % of answers") -> Path:
+def plot_recall(
+    recalls: Mapping[str, Recall],
+    path: Path,
+    title: str = "Exact recall, % of answers",
+    measure: Measure = "exact",
+) -> Path:
     """A heat-map of accuracy for each task and model: depth against length.
 
     A cell says its accuracy in percent and the number of answers. The last row is over all depths, with the 95%
@@ -33,6 +38,7 @@ def plot_recall(recalls: Mapping[str, Recall], path: Path, title: str = "Exact r
         recalls: by the model's name.
         path: where the PNG goes.
         title: stands above.
+        measure: ``exact`` answers, or one of the rates of :meth:`~hfa.metrics.recall.Count.retention`, by tokens.
 
     Returns:
         `path`.
@@ -47,7 +53,7 @@ def plot_recall(recalls: Mapping[str, Recall], path: Path, title: str = "Exact r
         axes.set_axis_off()
     for axes, (task, model) in zip(grid.flat, panels, strict=False):
         lengths = sorted({length for recall in recalls.values() for length in recall.lengths(task)})
-        _heat_map(axes, recalls[model], task, lengths)
+        _heat_map(axes, recalls[model], task, lengths, measure)
         axes.set_title(f"{model} on {task}", fontsize=11)
     return _save(figure, path)
 
@@ -79,20 +85,20 @@ def plot_loss(losses: Mapping[str, LossByPosition], path: Path, title: str = "Lo
     return _save(figure, path)
 
 
-def _heat_map(axes: Axes, recall: Recall, task: str, lengths: Sequence[int]) -> None:
+def _heat_map(axes: Axes, recall: Recall, task: str, lengths: Sequence[int], measure: Measure) -> None:
     bins: list[int | None] = [*range(recall.depth_bins), None]
-    counts = [[recall.at(task, length, depth_bin) for length in lengths] for depth_bin in bins]
-    percent = np.array([[100 * count.accuracy for count in row] for row in counts])
+    shares = [[recall.at(task, length, depth_bin).share(measure) for length in lengths] for depth_bin in bins]
+    percent = np.array([[100 * share.value for share in row] for row in shares])
     axes.set_facecolor("0.9")
     axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    for y, row in enumerate(counts):
-        for x, count in enumerate(row):
-            if not count.answers:
+    for y, row in enumerate(shares):
+        for x, share in enumerate(row):
+            if not share.whole:
                 continue
-            low, high = (100 * bound for bound in count.interval)
-            detail = f"n={count.answers}" if bins[y] is not None else f"{low:.0f} to {high:.0f}"
-            colour = "black" if count.accuracy > 0.55 else "white"
-            axes.text(x, y - 0.14, _percent(count.accuracy), ha="center", va="center", color=colour, fontsize=9)
+            low, high = (100 * bound for bound in share.interval)
+            detail = f"n={share.whole}" if bins[y] is not None else f"{low:.0f} to {high:.0f}"
+            colour = "black" if share.value > 0.55 else "white"
+            axes.text(x, y - 0.14, _percent(share.value), ha="center", va="center", color=colour, fontsize=9)
             axes.text(x, y + 0.26, detail, ha="center", va="center", color=colour, fontsize=6.5)
     axes.axhline(recall.depth_bins - 0.5, color="white", linewidth=4)
     edges = [round(100 * i / recall.depth_bins) for i in range(recall.depth_bins + 1)]

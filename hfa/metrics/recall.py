@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from hfa.metrics.retention import Kept
 from hfa.types import NOWHERE
+
+Measure = Literal["exact", "storage", "selection", "answer"]
 
 
 class Interval(NamedTuple):
@@ -42,6 +44,9 @@ class Share(NamedTuple):
     def value(self) -> float:
         """NaN of nothing."""
         return self.part / self.whole if self.whole else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        return {"value": self.value, "interval": list(self.interval), "part": self.part, "whole": self.whole}
 
     @property
     def interval(self) -> Interval:
@@ -83,10 +88,22 @@ class Count:
         """Where the true accuracy lies, with 95% confidence."""
         return wilson(self.exact, self.answers)
 
-    def retention(self) -> dict[str, Share]:
-        """The three rates that retention is reported as, in tokens; of an unaudited memory only the last."""
-        audited = {"storage": Share(self.stored, self.audited), "selection": Share(self.selected, self.audited)}
-        return (audited if self.audited else {}) | {"answer": Share(self.right, self.tokens)}
+    def share(self, measure: Measure) -> Share:
+        """One rate: ``exact`` is of whole answers, the others are of their tokens."""
+        match measure:
+            case "exact":
+                return Share(self.exact, self.answers)
+            case "storage":
+                return Share(self.stored, self.audited)
+            case "selection":
+                return Share(self.selected, self.audited)
+            case "answer":
+                return Share(self.right, self.tokens)
+
+    def retention(self) -> dict[Measure, Share]:
+        """The three rates that retention is reported as; of a memory that was not audited only the last."""
+        measures: tuple[Measure, ...] = ("storage", "selection", "answer") if self.audited else ("answer",)
+        return {measure: self.share(measure) for measure in measures}
 
 
 class Answer(NamedTuple):
@@ -163,7 +180,7 @@ class Recall:
             kept: what became of the evidence in the memory, if that was audited.
         """
         right, length = correct.cpu().numpy(), gold.shape[1]
-        stored, selected = (None, None) if kept is None else (part.cpu().numpy() for part in kept)
+        stored, selected = (None, None) if kept is None else (part.numpy() for part in (kept.stored, kept.selected))
         for row, start, stop, evidence in find_answers(gold.cpu().numpy()):
             tokens, hits = stop - start, int(right[row, start:stop].sum())
             count = Count(1, int(hits == tokens), tokens, hits)

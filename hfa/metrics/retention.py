@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,36 +30,39 @@ class Read(Protocol):
 class Kept(NamedTuple):
     """What became of the evidence of each label; False where there is none."""
 
+    gold: Tensor  # int64 [B, T], where it stands
     stored: Tensor  # bool [B, T], every memory holds it
     selected: Tensor  # bool [B, T], a layer and head read it when it was asked for
 
     @classmethod
-    def nothing(cls, shape: tuple[int, ...] | torch.Size) -> Kept:
-        """To be filled in."""
-        return cls(torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool))
-
-    def add_stored(self, lengths: Iterable[Tensor], gold: Tensor, first: int, stop: int) -> None:
-        """Note which evidence of the labels at `first` to `stop` is still there.
+    def nothing(cls, gold: Tensor) -> Kept:
+        """To be filled in.
 
         Args:
-            lengths: tokens that each memory holds after position ``stop - 1``, int64 [B] each; one that holds
-                fewer than were fed has lost some, and none of its evidence counts.
-            gold: int64 [B, T].
-            first: position of the piece's first token.
-            stop: position after its last.
+            gold: position of each label's evidence, int64 [B, T].
         """
-        whole = torch.stack([length.cpu() == stop for length in lengths]).all(0)  # [B]
-        piece = gold[:, first:stop].cpu()
-        self.stored[:, first:stop] = whole[:, None] & (piece != NOWHERE) & (piece < stop)
-
-    def add_selected(self, reads: Iterable[Read], gold: Tensor) -> None:
-        """Note which evidence was read, window or retrieved, when its label was to be predicted."""
         gold = gold.cpu()
+        return cls(gold, torch.zeros_like(gold, dtype=torch.bool), torch.zeros_like(gold, dtype=torch.bool))
+
+    def add_stored(self, lengths: Sequence[Tensor], piece: slice) -> None:
+        """Note which evidence is still there for the labels of a piece.
+
+        Args:
+            lengths: tokens that each memory holds after the piece, int64 [B] each; where it is fewer than were
+                fed, some were lost, and no evidence counts.
+            piece: of the positions.
+        """
+        if lengths:
+            whole = torch.stack([length.cpu() == piece.stop for length in lengths]).all(0)  # [B]
+            self.stored[:, piece] = whole[:, None] & (self.gold[:, piece] != NOWHERE)
+
+    def add_selected(self, reads: Iterable[Read]) -> None:
+        """Note which evidence was read, window or retrieved, when its label was to be predicted."""
         for read in reads:
             length = read.chosen.shape[2]
             for row, start in enumerate(read.start.tolist()):
-                columns = start + (gold[row, start : start + length] != NOWHERE).nonzero()[:, 0]
-                wanted, here = gold[row, columns], columns - start
+                columns = start + (self.gold[row, start : start + length] != NOWHERE).nonzero()[:, 0]
+                wanted, here = self.gold[row, columns], columns - start
                 near = wanted >= read.near_from[row].cpu()[here]
                 retrieved = read.chosen[row].cpu()[:, here] == wanted[None, :, None]  # [G, n, R]
                 self.selected[row, columns] |= near | retrieved.any(-1).any(0)

@@ -23,8 +23,8 @@ def test_evidence_is_selected_in_the_window_or_when_it_is_retrieved() -> None:
     chosen[0, 1, 0, 1] = 1  # row 0, the second head, position 3
     chosen[1, 0, 1, 0] = 0  # row 1, position 4, where nothing is asked
     near_from = torch.tensor([[2, 3, 4], [2, 3, 4]])
-    kept = Kept.nothing(gold.shape)
-    kept.add_selected([Read(torch.tensor([3, 3]), chosen, near_from)], gold)
+    kept = Kept.nothing(gold)
+    kept.add_selected([Read(torch.tensor([3, 3]), chosen, near_from)])
     assert kept.selected.int().tolist() == [[0, 0, 0, 1, 0, 1], [0, 0, 0, 1, 0, 0]]
 
 
@@ -33,15 +33,15 @@ def test_one_layer_that_reads_it_is_enough_and_rows_may_start_apart() -> None:
     chosen = torch.tensor([0, N]).view(2, 1, 1, 1)
     far = torch.tensor([[2], [2]])
     layers = [Read(torch.tensor(starts), chosen, far) for starts in ([1, 2], [2, 3])]
-    kept = Kept.nothing(gold.shape)
-    kept.add_selected(layers, gold)
+    kept = Kept.nothing(gold)
+    kept.add_selected(layers)
     assert kept.selected.int().tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
 
 
 def test_a_memory_that_lost_a_token_stores_no_evidence() -> None:
     gold = torch.tensor([[N, N, 0, 1], [N, N, 0, N]])
-    kept = Kept.nothing(gold.shape)
-    kept.add_stored([torch.tensor([4, 4]), torch.tensor([4, 3])], gold, 2, 4)
+    kept = Kept.nothing(gold)
+    kept.add_stored([torch.tensor([4, 4]), torch.tensor([4, 3])], slice(2, 4))
     assert kept.stored.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
 
 
@@ -51,7 +51,7 @@ def test_recall_counts_what_was_kept_and_what_was_not_audited_has_no_rate() -> N
     selected = yes.clone()
     selected[0, 3] = False
     recall = Recall(depth_bins=2)
-    recall.update("audited", correct, gold, Kept(yes, selected))
+    recall.update("audited", correct, gold, Kept(gold, yes, selected))
     recall.update("plain", correct, gold)
     rates = recall.at("audited", 8).retention()
     assert {name: tuple(share) for name, share in rates.items()} == {
