@@ -5,18 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hfa.ops.scan import chunked_scan, naive_scan, scan
+from hfa.ops.scan import chunked_scan, naive_scan, recurrent_scan, scan, scan_operator
 
 
-def inputs(length: int, *, per_channel: bool, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def inputs(
+    length: int, *, per_channel: bool, dtype: torch.dtype = torch.float64, widths: tuple[int, int] = (6, 5)
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(length)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    q, k = draw(2, 2, length, 6), torch.nn.functional.normalize(draw(2, 2, length, 6), dim=-1)
-    v, state = draw(2, 2, length, 5), draw(2, 2, 6, 5)
-    log_decay = -1.2 * torch.rand(2, 2, length, 6 if per_channel else 1, generator=generator, dtype=torch.float64)
+    key_width, width = widths
+    q, k = draw(2, 2, length, key_width), torch.nn.functional.normalize(draw(2, 2, length, key_width), dim=-1)
+    v, state = draw(2, 2, length, width), draw(2, 2, key_width, width)
+    log_decay = -1.2 * torch.rand(
+        2, 2, length, key_width if per_channel else 1, generator=generator, dtype=torch.float64
+    )
     beta = torch.rand(2, 2, length, 1, generator=generator, dtype=torch.float64)
     return [x.to(dtype).requires_grad_() for x in (q, k, v, log_decay, beta, state)]
 
@@ -38,6 +43,43 @@ def test_chunked_equals_naive(length: int, chunk_size: int, per_channel: bool, e
     ]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("erase", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("widths", [(4, 16), (20, 48), (64, 64)])
+@pytest.mark.parametrize(("length", "chunk_size"), [(1, 8), (8, 8), (29, 8)])
+def test_the_kernel_equals_naive(
+    length: int, chunk_size: int, widths: tuple[int, int], per_channel: bool, erase: bool
+) -> None:
+    """In float32, against the naive form in float64; the gradients too."""
+    arguments = inputs(length, per_channel=per_channel, dtype=torch.float32, widths=widths)
+    exact = [x.detach().double().requires_grad_() for x in arguments]
+    out, state, _ = scan_operator(*arguments, erase, chunk_size)
+    pairs = [(out.transpose(1, 2), state), naive_scan(*exact, erase=erase)]
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in pairs[1]]
+    gradients = [
+        torch.autograd.grad(sum((x * w.to(x)).sum() for x, w in zip(pair, weights, strict=True)), leaves)
+        for pair, leaves in zip(pairs, (arguments, exact), strict=True)
+    ]
+    for ours, theirs in zip((*pairs[0], *gradients[0]), (*pairs[1], *gradients[1]), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5 * float(theirs.detach().abs().max()), rtol=0)
+    with torch.no_grad():
+        for ours, theirs in zip(recurrent_scan(*arguments, erase=erase), pairs[0], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_the_operator_is_sound() -> None:
+    arguments = inputs(5, per_channel=False, dtype=torch.float32, widths=(4, 16))
+    torch.library.opcheck(torch.ops.hfa.scan.default, (*arguments, True, 4))
+
+
+def test_the_kernel_leaves_its_state_as_it_was() -> None:
+    arguments = [x.detach() for x in inputs(5, per_channel=False, dtype=torch.float32, widths=(4, 16))]
+    before = arguments[-1].clone()
+    scan(*arguments, erase=True, chunk_size=4)
+    assert torch.equal(arguments[-1], before)
 
 
 @pytest.mark.parametrize("chunk_size", [32, 64])

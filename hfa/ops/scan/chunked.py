@@ -7,35 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def scan(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    state: Tensor,
-    *,
-    erase: bool,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence of :func:`hfa.ops.scan.naive_scan`, in the form that is fastest for its length.
-
-    Computes in float32 at least, whatever autocast says: the state must not be rounded as it is carried.
-
-    Args:
-        chunk_size: tokens per chunk. With a decay per channel, ``chunk_size * -min(log_decay)`` must stay
-            under 80, or ``exp`` overflows float32.
-
-    Shapes and the remaining arguments are those of `naive_scan`.
-    """
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        inputs = [x.to(dtype) for x in (q, k, v, log_decay, beta, state)]
-        if q.shape[2] == 1:
-            return step_scan(*inputs, erase=erase)
-        return chunked_scan(*inputs, erase=erase, chunk_size=chunk_size)
-
-
 def step_scan(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, *, erase: bool
 ) -> tuple[Tensor, Tensor]:
