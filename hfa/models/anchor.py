@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,10 +14,14 @@ from hfa.config import PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.models.base import Mixer
 from hfa.models.flow import FlowSettings
+from hfa.models.index import CODES, GROUPS, Index, IndexState, Tries
 from hfa.models.memory import Memory
+from hfa.models.state import num_bytes
 from hfa.nn.conv import ShortConv
 from hfa.nn.norm import l2_norm
-from hfa.ops.anchor import anchor_read
+from hfa.ops.anchor import anchor_read, gathered_anchor_read
+from hfa.ops.attention import causal_attention
+from hfa.ops.index import CHUNK, Search, retrieve, retrieve_exactly
 
 # Where match-init points the short convolutions of an anchor layer: a query describes the tokens up to the present
 # one, a key the tokens before its own, so that a repeated context matches the token that followed it.
@@ -31,13 +36,21 @@ class AnchorSettings(FlowSettings):
     pattern: tuple[str, ...]  # kinds of layer, repeated from the first layer to the last
     num_memory_heads: PositiveInt  # key-value heads of an anchor layer
     window: PositiveInt  # tokens an anchor layer always reads
-    num_retrieved: PositiveInt  # tokens it reads beyond them
-    logit_scale: PositiveFloat  # of its attention at the start; learnt from there
+    block_size: PositiveInt  # tokens that leave the window, and enter the index, together: an anchor
+    num_retrieved: PositiveInt  # tokens read beyond the window
+    num_trees: PositiveInt  # tries of the index; each sees the codes in another order
+    beam: PositiveInt  # leaves that a query reaches in each
+    leaf_size: PositiveInt  # tokens looked at in a leaf
+    logit_scale: PositiveFloat  # of the attention at the start; learnt from there
 
     def check(self) -> None:
         super().check()
         if self.num_heads % self.num_memory_heads:
             raise ConfigError("num_memory_heads", self.num_memory_heads, f"a divisor of num_heads={self.num_heads}")
+        if self.window % self.block_size:
+            raise ConfigError("window", self.window, f"a multiple of block_size={self.block_size}")
+        if self.num_trees > GROUPS:
+            raise ConfigError("num_trees", self.num_trees, f"at most {GROUPS}, one for every first code")
         unused = set(self.pattern) - set(self.kinds)
         if not self.pattern or unused:
             missing = f"; {self.num_layers} layers never come to {', '.join(sorted(unused))}" if unused else ""
@@ -52,7 +65,8 @@ class AnchorSettings(FlowSettings):
 class AnchorState(NamedTuple):
     """What an anchor layer carries."""
 
-    memory: Memory
+    memory: Memory  # keys [.., G, K], values [.., G, V] and codes [.., GROUPS] of every token
+    lookup: IndexState
     query_tail: Tensor  # [B, conv_width - 1, H K]
     key_tail: Tensor  # [B, conv_width - 1, G K]
 
@@ -68,7 +82,14 @@ class Anchor(Mixer):
         super().__init__()
         width, heads, memory_heads = settings.d_model, settings.num_heads, settings.num_memory_heads
         self.num_heads, self.num_memory_heads, self.head_dim = heads, memory_heads, settings.head_dim
-        self.window, self.num_retrieved = settings.window, settings.num_retrieved
+        self.search = Search(
+            settings.window,
+            settings.block_size,
+            settings.num_retrieved,
+            settings.num_trees,
+            settings.beam,
+            settings.leaf_size,
+        )
         memory_width = memory_heads * self.head_dim
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, memory_width, bias=False)
@@ -77,6 +98,9 @@ class Anchor(Mixer):
         self.key_conv = ShortConv(memory_width, settings.conv_width)
         self.log_scale = nn.Parameter(torch.full((heads,), math.log(settings.logit_scale)))
         self.out = nn.Linear(width, width, bias=False)
+        self.index = Index(width, settings.conv_width)
+        self.index_loss: Tensor | None = None  # of the last call in training
+        self.on_read: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None  # see hfa.models.audit
         self.match_init()
 
     @torch.no_grad()
@@ -92,12 +116,19 @@ class Anchor(Mixer):
         self.key_conv.peak(_KEY_TAPS)
 
     def init_state(self, batch_size: int) -> AnchorState:
-        memory = Memory.empty(batch_size, self.num_memory_heads, self.head_dim, self.key.weight)
-        return AnchorState(memory, self.query_conv.init_state(batch_size), self.key_conv.init_state(batch_size))
+        weight = self.key.weight
+        page = weight.new_empty(self.num_memory_heads, self.head_dim)
+        memory = Memory.empty(batch_size, page, page, weight.new_empty(GROUPS, dtype=torch.uint8))
+        tails = self.query_conv.init_state(batch_size), self.key_conv.init_state(batch_size)
+        return AnchorState(memory, self.index.init_state(batch_size), *tails)
 
-    @property
-    def bytes_per_token(self) -> int:
-        return 2 * self.num_memory_heads * self.head_dim * self.key.weight.element_size()
+    def state_bytes(self, seq_len: int) -> int:
+        pages = 2 * self.num_memory_heads * self.head_dim * self.key.weight.element_size() + GROUPS
+        tables, chunks = self._room(seq_len)
+        return num_bytes(self.init_state(1)) + seq_len * pages + 4 * (tables * CODES + chunks * CHUNK)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        return self.index_loss
 
     def forward(self, x: Tensor, state: AnchorState) -> tuple[Tensor, AnchorState]:
         query, query_tail = self.query_conv(self.query(x), state.query_tail)
@@ -105,8 +136,51 @@ class Anchor(Mixer):
         q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * self.log_scale.exp()[:, None]
         k = l2_norm(key.unflatten(-1, (self.num_memory_heads, self.head_dim)))
         v = self.value(x).unflatten(-1, (self.num_memory_heads, self.head_dim))
-        start = state.memory.length if state.memory.capacity else None
-        memory = state.memory.append(k, v)
-        keys, values = memory.read()
-        read = anchor_read(q.transpose(1, 2), keys, values, start, window=self.window, num_retrieved=self.num_retrieved)
-        return self.out(read.transpose(1, 2).flatten(2)), AnchorState(memory, query_tail, key_tail)
+        asked, described, lookup = self.index(x.detach(), state.lookup)
+        if self.training and torch.is_grad_enabled():
+            self.index_loss = self.index.loss(asked, described, q, k)
+        memory = state.memory.append(k, v, self.index.codes(described))
+        near_from = self._near_from(state.memory.length, x.shape[1])
+        tries = self._prepared(lookup.tries, memory, state.memory, near_from)
+        chosen, touched = self._retrieve(asked, q, memory, state.memory.length, tries)
+        if self.on_read:
+            self.on_read(state.memory.length, chosen[:, None], near_from, touched)
+        read = self._read(q.transpose(1, 2), memory, state.memory, chosen)
+        state = AnchorState(memory, lookup._replace(tries=tries), query_tail, key_tail)
+        return self.out(read.transpose(1, 2).flatten(2)), state
+
+    def _near_from(self, start: Tensor, length: int) -> Tensor:
+        """The first position of the window of each new token, [B, T]."""
+        position = start[:, None] + torch.arange(length, device=start.device)
+        return (position // self.search.block_size * self.search.block_size - self.search.window).clamp(min=0)
+
+    def _room(self, capacity: int) -> tuple[int, int]:
+        """Tables and chunks of the tries for a memory of that capacity; nothing enters while all is in the window."""
+        return Tries.room(capacity, self.search.num_trees) if capacity > self.search.window else (0, 0)
+
+    def _prepared(self, tries: Tries, memory: Memory, before: Memory, near_from: Tensor) -> Tries:
+        """The tries, as they were when all before `near_from` had entered, and with room for what is to come."""
+        if memory.shares(before) or memory.pages[0].device.type != "cpu":
+            return tries
+        return tries.copied(self._room(memory.capacity), near_from[:, 0])
+
+    @torch.no_grad()
+    def _retrieve(self, asked: Tensor, q: Tensor, memory: Memory, start: Tensor, tries: Tries) -> tuple[Tensor, Tensor]:
+        """Positions to read beyond the window, int32 [B, T, R], and how many were looked at, [B, T]."""
+        keys, _, codes = memory.read()
+        if keys.shape[1] <= self.search.window:
+            nothing = torch.full((*q.shape[:2], self.search.num_retrieved), -1, dtype=torch.int32, device=q.device)
+            return nothing, torch.zeros_like(nothing[..., 0])
+        query = q.unflatten(2, (self.num_memory_heads, -1)).sum(3).flatten(2)  # all heads choose together
+        if q.device.type == "cpu":
+            return retrieve(self.index.scores(asked), query, keys.flatten(2), codes, *tries, start, self.search)
+        return retrieve_exactly(query, keys.flatten(2), start, self.search)
+
+    def _read(self, q: Tensor, memory: Memory, before: Memory, chosen: Tensor) -> Tensor:
+        """[B, H, T, K] to [B, H, T, V]."""
+        keys, values, _ = memory.read()
+        window, block_size = self.search.window, self.search.block_size
+        if before.capacity == 0 and keys.shape[1] <= window + block_size:
+            return causal_attention(q, keys.transpose(1, 2), values.transpose(1, 2), None, scale=1.0)
+        read = anchor_read if q.device.type == "cpu" else gathered_anchor_read
+        return read(q, keys, values, chosen, before.length, window=window, block_size=block_size)

@@ -69,10 +69,13 @@ class Mixer(nn.Module, ABC):
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """[B, T, D], any T >= 1, continuing from `state`, to [B, T, D] and the state after it."""
 
-    @property
-    def bytes_per_token(self) -> int:
-        """State that one more token adds; 0 for a constant state."""
-        return 0
+    def state_bytes(self, seq_len: int) -> int:
+        """Bytes of one row's state after `seq_len` tokens; constant unless told otherwise."""
+        return num_bytes(self.init_state(1))
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What the last forward pass in training adds to the loss."""
+        return None
 
 
 class Block(nn.Module):
@@ -151,8 +154,12 @@ class LanguageModel(nn.Module):
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one row's state after `seq_len` tokens."""
-        mixers = [self._mixer(block) for block in self.blocks]
-        return sum(num_bytes(mixer.init_state(1)) + seq_len * mixer.bytes_per_token for mixer in mixers)
+        return sum(self._mixer(block).state_bytes(seq_len) for block in self.blocks)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What the last forward pass in training adds to the loss; None for nothing."""
+        losses = [loss for block in self.blocks if (loss := self._mixer(block).auxiliary_loss()) is not None]
+        return torch.stack(losses).sum() if losses else None
 
     @property
     def num_parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""The exact memory: keys and values of every token, append-only."""
+"""The exact memory: what every token left behind, append-only."""
 
 from __future__ import annotations
 
@@ -12,61 +12,65 @@ _ROOM = 256  # tokens to spare, at least, when a buffer grows
 
 
 class Memory(NamedTuple):
-    """Keys and values of the tokens so far, in buffers with room to spare.
+    """Pages of the tokens so far (keys and values, say), in buffers with room to spare.
 
     A memory is a value: appending returns a new one, and the old one still reads what it read. They share a
     buffer as long as only one of them has grown: `written` says how far the shared buffer is taken, and whoever
     appends from anywhere else (a fork) copies first.
     """
 
-    keys: Tensor  # [B, capacity, G, K]
-    values: Tensor  # [B, capacity, G, V]
+    pages: tuple[Tensor, ...]  # each [B, capacity, ...]
     length: Tensor  # int64 [B], tokens of this memory
-    written: Tensor  # int64 [B], tokens in the shared buffer
+    written: Tensor  # int64 [B], tokens in the shared buffers
 
     @classmethod
-    def empty(cls, batch_size: int, num_heads: int, head_dim: int, like: Tensor) -> Memory:
-        """A memory of no tokens, with the dtype and device of `like`."""
-        buffer = torch.zeros(batch_size, 0, num_heads, head_dim, dtype=like.dtype, device=like.device)
-        zero = torch.zeros(batch_size, dtype=torch.long, device=like.device)
-        return cls(buffer, buffer, zero, zero.clone())
+    def empty(cls, batch_size: int, *like: Tensor) -> Memory:
+        """A memory of no tokens; each page has for every token what `like` has: its shape, dtype and device."""
+        pages = tuple(x.new_zeros(batch_size, 0, *x.shape) for x in like)
+        zero = torch.zeros(batch_size, dtype=torch.long, device=like[0].device)
+        return cls(pages, zero, zero.clone())
 
-    def append(self, keys: Tensor, values: Tensor) -> Memory:
-        """The memory with T more tokens a row: keys [B, T, G, K] and values [B, T, G, V]."""
-        end = self.length + keys.shape[1]
+    def append(self, *new: Tensor) -> Memory:
+        """The memory with T more tokens a row: [B, T, ...] for each page."""
+        end = self.length + new[0].shape[1]
         if not self.capacity:
-            return Memory(keys, values, end, end.clone())
+            return Memory(new, end, end.clone())
         needed = int(end.max())
-        differentiable = torch.is_grad_enabled() and (keys.requires_grad or self.keys.requires_grad)
+        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (*new, *self.pages))
         if differentiable or self.capacity < needed or not torch.equal(self.written, self.length):
             room = max(needed, self.capacity) if differentiable else needed + max(needed // 8, _ROOM)
-            return self._copied(room, keys, values, end)
-        self._place(self.keys, keys)
-        self._place(self.values, values)
+            return self._copied(room, new, end)
+        for page, part in zip(self.pages, new, strict=True):
+            self._place(page, part)
         self.written.copy_(end)
         return self._replace(length=end)
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Keys [B, G, N, K] and values [B, G, N, V] up to the longest row."""
+    def read(self) -> tuple[Tensor, ...]:
+        """The pages up to the longest row, each [B, N, ...]."""
         longest = int(self.length.max())
-        return self.keys[:, :longest].transpose(1, 2), self.values[:, :longest].transpose(1, 2)
+        return tuple(page[:, :longest] for page in self.pages)
 
     def cut(self, length: Tensor) -> Memory:
         """The memory as it was after the first `length` [B] tokens."""
         return self._replace(length=length)
 
+    def shares(self, other: Memory) -> bool:
+        """Whether both stand in the same buffers."""
+        return self.written.data_ptr() == other.written.data_ptr()
+
     @property
     def capacity(self) -> int:
-        return self.keys.shape[1]
+        return self.pages[0].shape[1]
 
-    def _copied(self, room: int, keys: Tensor, values: Tensor, end: Tensor) -> Memory:
+    def _copied(self, room: int, new: tuple[Tensor, ...], end: Tensor) -> Memory:
         grown = []
-        for old, new in ((self.keys, keys), (self.values, values)):
-            buffer = F.pad(old[:, :room], (0, 0, 0, 0, 0, max(0, room - self.capacity)))
+        for old, part in zip(self.pages, new, strict=True):
+            spare = (0, 0) * (old.dim() - 2)
+            buffer = F.pad(old[:, :room], (*spare, 0, max(0, room - self.capacity)))
             buffer = buffer.clone() if buffer.data_ptr() == old.data_ptr() else buffer
-            self._place(buffer, new)
+            self._place(buffer, part)
             grown.append(buffer)
-        return Memory(grown[0], grown[1], end, end.clone())
+        return Memory(tuple(grown), end, end.clone())
 
     def _place(self, buffer: Tensor, new: Tensor) -> None:
         first = int(self.length[0])

@@ -58,14 +58,14 @@ class Attention(Mixer):
 
     def init_state(self, batch_size: int) -> AttentionState:
         weight = self.qkv.weight
-        memory = Memory.empty(batch_size, self.num_kv_heads, self.head_dim, weight)
+        page = weight.new_empty(self.num_kv_heads, self.head_dim)
+        memory = Memory.empty(batch_size, page, page)
         if self.conv:
             return AttentionState(memory, self.conv.init_state(batch_size))
         return AttentionState(memory, torch.zeros(batch_size, 0, dtype=weight.dtype, device=weight.device))
 
-    @property
-    def bytes_per_token(self) -> int:
-        return 2 * self.widths[1] * self.qkv.weight.element_size()
+    def state_bytes(self, seq_len: int) -> int:
+        return super().state_bytes(seq_len) + seq_len * 2 * self.widths[1] * self.qkv.weight.element_size()
 
     def forward(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         memory, tail = state
@@ -80,5 +80,7 @@ class Attention(Mixer):
         fresh = memory.capacity == 0
         memory = memory.append(k.transpose(1, 2), v)
         keys, values = memory.read()
-        mixed = causal_attention(q, keys, values, None if fresh else start, scale=self.head_dim**-0.5)
+        mixed = causal_attention(
+            q, keys.transpose(1, 2), values.transpose(1, 2), None if fresh else start, scale=self.head_dim**-0.5
+        )
         return self.out(mixed.transpose(1, 2).flatten(2)), AttentionState(memory, tail)

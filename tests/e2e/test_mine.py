@@ -43,6 +43,7 @@ TINY = {
     "num_channels": 8,
     "active_channels": 4,
     "window": 8,
+    "block_size": 4,
     "num_retrieved": 8,
     "chunk_size": 16,
 }

@@ -1,31 +1,38 @@
-"""The blocked read of the exact memory against the one that goes query by query."""
+"""The fast reads of the exact memory against the one that goes query by query."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from hfa.ops.anchor import anchor_read, blocked, naive_anchor_read
+from hfa.ops.anchor import anchor_read, gathered_anchor_read, naive_anchor_read
 
 
-def inputs(rows: int, length: int, stored: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(stored)
-    shapes = [(rows, 4, length, 6), (rows, 2, stored, 6), (rows, 2, stored, 5)]
-    return [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+def inputs(length: int, starts: list[int], window: int, block_size: int) -> tuple[torch.Tensor, ...]:
+    """Two rows of 4 heads over 2 memory heads; positions before the window are chosen at random, fewer at first."""
+    generator = torch.Generator().manual_seed(length)
+    stored, wanted = max(starts) + length, 3
+    shapes = [(2, 4, length, 6), (2, stored, 2, 6), (2, stored, 2, 6)]
+    q, k, v = (torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
+    chosen = torch.full((2, length, wanted), -1, dtype=torch.int32)
+    for b, start in enumerate(starts):
+        for t in range(length):
+            limit = max(0, (start + t) // block_size * block_size - window)
+            some = torch.randperm(limit, generator=generator)[:wanted].int()
+            chosen[b, t, : len(some)] = some
+    return q, k, v, chosen, torch.tensor(starts)
 
 
-@pytest.mark.parametrize(("window", "num_retrieved"), [(1, 1), (3, 2), (4, 30), (40, 1)])
-@pytest.mark.parametrize("span", [1, 2, 32])
-@pytest.mark.parametrize("scores", [1, 1 << 24])
-def test_blocked_equals_naive(
-    window: int, num_retrieved: int, scores: int, span: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocked, "_SCORES", scores)
-    monkeypatch.setattr(blocked, "_SPAN", span)
-    q, k, v = inputs(2, 11, 23)
-    start = torch.tensor([12, 7])  # the second row holds fewer tokens than the buffer is long
-    got = anchor_read(q, k, v, start, window=window, num_retrieved=num_retrieved)
-    expected = naive_anchor_read(q, k, v, start, window=window, num_retrieved=num_retrieved)
+@pytest.mark.parametrize("read", [anchor_read, gathered_anchor_read])
+@pytest.mark.parametrize(
+    ("length", "starts"),
+    [(41, [0, 0]), (11, [29, 17]), (23, [17, 3]), (32, [16, 16]), (1, [39, 2]), (3, [0, 1])],
+)
+@pytest.mark.parametrize(("window", "block_size"), [(8, 4), (4, 4), (12, 2), (64, 32), (1, 1)])
+def test_fast_equals_naive(read, length: int, starts: list[int], window: int, block_size: int) -> None:
+    q, k, v, chosen, start = inputs(length, starts, window, block_size)
+    got = read(q, k, v, chosen, start, window=window, block_size=block_size)
+    expected = naive_anchor_read(q, k, v, chosen, start, window=window, block_size=block_size)
     torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
     weight = torch.randn_like(got)
     for ours, theirs in zip(
@@ -33,27 +40,9 @@ def test_blocked_equals_naive(
         torch.autograd.grad((expected * weight).sum(), (q, k, v)),
         strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("num_retrieved", [2, 30])
-def test_a_first_call_needs_no_start(num_retrieved: int) -> None:
-    q, k, v = inputs(1, 23, 23)
-    nothing_before = torch.zeros(1, dtype=torch.long)
-    torch.testing.assert_close(
-        anchor_read(q, k, v, None, window=3, num_retrieved=num_retrieved),
-        naive_anchor_read(q, k, v, nothing_before, window=3, num_retrieved=num_retrieved),
-        atol=1e-10,
-        rtol=1e-10,
-    )
-
-
-def test_a_match_is_found_however_far_back() -> None:
-    generator = torch.Generator().manual_seed(0)
-    k = torch.nn.functional.normalize(torch.randn(1, 1, 5000, 32, generator=generator), dim=-1)
-    v = torch.nn.functional.one_hot(torch.arange(5000))[None, None].float()
-    for gold in (0, 17, 2500, 4900):
-        q = 40 * k[:, :, gold : gold + 1]
-        read = anchor_read(q, k, v, torch.tensor([4999]), window=8, num_retrieved=4)
-        assert read.argmax() == gold
-        assert (read > 0).sum() <= 12
+def test_the_operator_is_one_for_torch() -> None:
+    q, k, v, chosen, start = inputs(11, [29, 17], 8, 4)
+    torch.library.opcheck(torch.ops.hfa.anchor_read.default, (q, k, v, chosen, start, 8, 4))

@@ -41,7 +41,7 @@ def test_pieces_predict_what_the_whole_does(settings: TrainSettings) -> None:
         logits, _ = model(tokens)
     expected = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
     for chunk_size in (7, 64, 100):
-        nats, correct = predict(model, batch, chunk_size)
+        nats, correct, _ = predict(model, batch, chunk_size)
         torch.testing.assert_close(nats, expected, atol=1e-4, rtol=1e-4)
         assert torch.equal(correct, (logits.argmax(-1) == labels) & (labels != IGNORE))
 
@@ -112,6 +112,27 @@ def test_a_model_that_looks_everything_up(settings: TrainSettings) -> None:
     assert not found.bits
 
 
+def test_what_a_small_window_leaves_to_retrieval(composed: Compose) -> None:
+    settings = read_settings(composed("model.window=4", "model.block_size=2", "model.num_retrieved=2"), TrainSettings)
+    tokenizer, source = build_data(settings)
+    found = evaluate_model(
+        build_model(settings, tokenizer, source),
+        tokenizer,
+        source.parts()["mqar"],
+        lengths=(256,),
+        num_examples=4,
+        depth_bins=2,
+        chunk_size=100,
+        batch_size=3,
+    )
+    count = found.recall.at("mqar", 256)
+    assert count.stored == count.audited == count.tokens
+    assert 0 < count.selected < count.audited
+    assert {name: share.whole for name, share in count.retention().items()} == dict.fromkeys(
+        ("storage", "selection", "answer"), count.tokens
+    )
+
+
 def test_data_with_ids_that_the_model_lacks(settings: TrainSettings, composed: Compose) -> None:
     model = build_model(settings, *build_data(settings))
     other = read_settings(composed("data.sources.mqar.vocab_size=300", "model.vocab_size=300"), TrainSettings)
@@ -129,11 +150,20 @@ def test_any_checkpoint_on_any_data(composed: Compose, settings: TrainSettings, 
     cfg = composed("mode=evaluate", "checkpoint=best", "model.num_heads=5", "evaluate.lengths=[128,512]")
     cfg["data"] = {**cfg["data"]["sources"]["mqar"], "vocab_size": 200, "num_pairs": 4}
     metrics = evaluate(cfg, tmp_path / "run")
-    assert set(metrics) == {"test/recall/mqar/128", "test/recall/mqar/512"}
+    measures = ("recall", "storage", "selection")
+    assert set(metrics) == {f"test/{measure}/mqar/{length}" for measure in measures for length in (128, 512)}
+    assert metrics["test/storage/mqar/512"] == 1
+    assert metrics["test/selection/mqar/128"] == 1, "all of it lies in the window"
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (report["checkpoint"], report["training"]["step"]) == (str(folder), 7)
     assert {"commit", "seed", "command", "date", "config"} <= report.keys()
     assert [(entry["length"], entry["answers"]) for entry in report["recall"]] == [(128, 16), (512, 16)]
+    assert report["recall"][1]["retention"]["storage"] | {"interval": None} == {
+        "value": 1.0,
+        "interval": None,
+        "part": 16,
+        "whole": 16,
+    }
     assert (tmp_path / "run" / "plots" / "recall.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "run" / "run.json").read_text())["metrics"] == metrics
 

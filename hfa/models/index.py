@@ -1,0 +1,195 @@
+"""The index of an anchor layer: codes that are learnt, and the tries over them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfa.nn.conv import ShortConv
+from hfa.nn.norm import rms_norm
+from hfa.ops.index import CHUNK
+
+GROUPS = 16  # codes of a token; the first half describes mostly the last token, the second the last three
+CODES = 64  # values of a code
+_WIDTH = 64  # features that each half is computed from
+_TAPS = (0.6, 0.3, 0.15)
+
+_SAMPLED = 256  # queries whose attention is looked at for the loss, of which
+_LEARNT = 96  # those that look back most sharply are learnt from
+_KEYS = 4096  # tokens that they are told from
+_LOGITS = 1 << 21
+_NEAR = 8  # tokens that no index is needed for
+_FLOOR = 1e-4  # of the probability that two codes agree
+
+
+class Tries(NamedTuple):
+    """The tries of each row, in flat arrays: see :mod:`hfa.ops.index.trie`. Zeros are an empty index."""
+
+    tables: Tensor  # int32 [B, number, CODES]
+    chunks: Tensor  # int32 [B, number, CHUNK]
+    counts: Tensor  # int64 [B, 4], tokens inserted first
+
+    @classmethod
+    def empty(cls, batch_size: int, device: torch.device) -> Tries:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.zeros(batch_size, *shape, dtype=dtype, device=device)
+
+        return cls(zeros(0, CODES), zeros(0, CHUNK), zeros(4, dtype=torch.long))
+
+    def copied(self, room: tuple[int, int], limit: Tensor) -> Tries:
+        """A copy with room for that many tables and chunks, and no token from `limit` [B] on."""
+        tables, chunks = room
+        copy = Tries(_padded(self.tables, tables), _padded(self.chunks, chunks), self.counts.clone())
+        beyond = self.counts[:, 0] > limit
+        if beyond.any():  # a fork from before what was inserted: the tries are built anew from the codes
+            for x in copy:
+                x[beyond] = 0
+        return copy
+
+    @staticmethod
+    def room(capacity: int, num_trees: int) -> tuple[int, int]:
+        """Tables and chunks that `capacity` tokens may take."""
+        return num_trees + capacity // 8, num_trees * capacity + 1
+
+
+class IndexState(NamedTuple):
+    """What the projections carry, and the tries."""
+
+    query_tail: Tensor  # [B, conv_width - 1, 2 * _WIDTH]
+    key_tail: Tensor  # like it
+    tries: Tries
+
+
+class Index(nn.Module):
+    """Codes of queries and keys, so that a query shares many with the tokens that it should read.
+
+    `match_init` makes the same recent tokens have the same codes (queries are described as keys are, and the
+    codebooks are shared); `loss` draws the codes of a query to those of the tokens that attention gives weight to.
+
+    Args:
+        d_model: width of the stream.
+        conv_width: taps of the short convolutions.
+    """
+
+    def __init__(self, d_model: int, conv_width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(d_model, 2 * _WIDTH, bias=False)
+        self.key = nn.Linear(d_model, 2 * _WIDTH, bias=False)
+        self.query_conv = ShortConv(2 * _WIDTH, conv_width)
+        self.key_conv = ShortConv(2 * _WIDTH, conv_width)
+        self.codebook = nn.Parameter(torch.randn(2, _WIDTH, GROUPS // 2 * CODES) * _WIDTH**-0.5)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(4.0)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(0.4)))
+        self.match_init()
+
+    @torch.no_grad()
+    def match_init(self) -> None:
+        self.key.weight.copy_(self.query.weight)
+        self.query_conv.peak(_TAPS, noise=0.1)
+        self.key_conv.peak((0.0, *_TAPS), noise=0.1)
+        for conv, last in ((self.query_conv, 0), (self.key_conv, 1)):  # the first half: hardly more than one token
+            conv.weight[:, :_WIDTH] *= 0.1
+            if last < len(conv.weight):
+                conv.weight[last, :_WIDTH] = 1
+
+    def init_state(self, batch_size: int) -> IndexState:
+        tries = Tries.empty(batch_size, self.query.weight.device)
+        return IndexState(self.query_conv.init_state(batch_size), self.key_conv.init_state(batch_size), tries)
+
+    def forward(self, x: Tensor, state: IndexState) -> tuple[Tensor, Tensor, IndexState]:
+        """[B, T, D] to the features of its queries and of its keys, [B, T, 2 * _WIDTH], and the next state."""
+        query, query_tail = self.query_conv(self.query(x), state.query_tail)
+        key, key_tail = self.key_conv(self.key(x), state.key_tail)
+        return query, key, IndexState(query_tail, key_tail, state.tries)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """The score of every code, [..., GROUPS, CODES]."""
+        halves = rms_norm(features.unflatten(-1, (2, _WIDTH)))
+        scores = torch.cat([half @ book for half, book in zip(halves.unbind(-2), self.codebook, strict=True)], -1)
+        by_group: Tensor = scores.unflatten(-1, (GROUPS, CODES))
+        return by_group
+
+    @torch.no_grad()
+    def codes(self, features: Tensor) -> Tensor:
+        """The best codes, uint8 [..., GROUPS]."""
+        return self.scores(features).argmax(-1).to(torch.uint8)
+
+    def loss(self, query: Tensor, key: Tensor, attention_query: Tensor, attention_key: Tensor) -> Tensor:
+        """How far codes are from finding what attention reads; its gradient reaches the codes alone.
+
+        A sample of queries is told from many keys, those of other rows too, by how likely their codes agree; the
+        target is their attention. Two more terms keep the codes apart: every value of a code should be used, and
+        two codes should not say the same.
+
+        Args:
+            query, key: features [B, T, 2 * _WIDTH].
+            attention_query: [B, T, H, K], logit scale included; attention_key: [B, T, G, K].
+        """
+        length = query.shape[1]
+        rows, columns, weights, kept = _sample(attention_query.detach(), attention_key.detach())
+        agree = self._probabilities(key.flatten(0, 1)[kept])  # [M, GROUPS, CODES]
+        asked = self._probabilities(query[rows, columns])  # [S, GROUPS, CODES]
+        log_agreement = (torch.einsum("sgc,mgc->gsm", asked, agree) + _FLOOR).log()
+        own = kept // length == rows[:, None]
+        future = own & (kept % length > columns[:, None])
+        logits = (log_agreement.sum(0) * self.log_temperature.exp()).masked_fill(future, -torch.inf)
+        contrast = -(logits.log_softmax(-1).masked_fill(weights == 0, 0.0) * weights).sum(-1).mean()
+        match = -(log_agreement * weights).sum((0, 2)).mean()
+        return contrast + match + 0.5 * _imbalance(agree) + 0.3 * _redundancy(agree)
+
+    def _probabilities(self, features: Tensor) -> Tensor:
+        return (rms_norm(self.scores(features)) * self.log_sharpness.exp()).softmax(-1)
+
+
+@torch.no_grad()
+def _sample(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries that look back sharply, and keys to tell apart.
+
+    Returns:
+        row and column of the queries [S]; their attention [S, M] to the keys [M], numbers in the flattened batch.
+    """
+    batch, length, heads, _ = query.shape
+    count = max(1, min(_SAMPLED, _LOGITS // (heads * length), batch * length) // batch)
+    columns = torch.randint(length, (batch, count), device=query.device)
+    asked = query[torch.arange(batch, device=query.device)[:, None], columns]  # [B, S', H, K]
+    grouped = asked.unflatten(2, (key.shape[2], -1))
+    logits = torch.einsum("bsghk,btgk->bsght", grouped, key).flatten(2, 3)
+    where = torch.arange(length, device=query.device)
+    attention = logits.masked_fill(where > columns[..., None, None], -torch.inf).softmax(-1).mean(2)
+    back = attention.masked_fill(where > columns[..., None] - _NEAR, 0.0)
+    best = back.amax(-1).flatten().topk(min(_LEARNT, batch * count)).indices
+    rows, attention = best // count, attention.flatten(0, 1)[best]
+    if batch * length <= _KEYS:
+        kept = torch.arange(batch * length, device=query.device)
+    else:
+        read = attention.topk(min(4, length)).indices + rows[:, None] * length
+        kept = torch.cat([read.flatten(), torch.randperm(batch * length, device=query.device)[:_KEYS]]).unique()
+    own = kept // length == rows[:, None]
+    weights = attention.gather(1, kept % length * torch.ones_like(rows)[:, None]) * own
+    return rows, columns.flatten()[best], weights / weights.sum(-1, keepdim=True), kept
+
+
+def _imbalance(codes: Tensor) -> Tensor:
+    """How much of the entropy of a uniform code is missing, mean over the groups."""
+    mean = codes.mean(0)
+    return ((mean * (mean + 1e-9).log()).sum(-1) + math.log(codes.shape[-1])).mean()
+
+
+def _redundancy(codes: Tensor) -> Tensor:
+    """Log of how much oftener two tokens share two codes than they would by chance, over random pairs of groups."""
+    sample = codes[torch.randperm(len(codes), device=codes.device)[:1024]]
+    order = torch.randperm(codes.shape[1], device=codes.device)
+    one, other = sample[:, order[0::2]], sample[:, order[1::2]]
+    count = len(sample)
+    joint = torch.einsum("ngi,ngj->gij", one, other).square().sum((1, 2))
+    itself = (one.square().sum(-1) * other.square().sum(-1)).sum(0)
+    return ((joint - itself) / max(1, count * (count - 1)) * codes.shape[-1] ** 2).clamp(min=0.1).log().mean()
+
+
+def _padded(x: Tensor, count: int) -> Tensor:
+    """A copy with room for `count` entries in dimension 1, at least what it has."""
+    return F.pad(x, (0, 0, 0, max(0, count - x.shape[1]))) if count > x.shape[1] else x.clone()

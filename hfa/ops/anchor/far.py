@@ -1,0 +1,112 @@
+"""Numba kernels of the anchor read: what was retrieved joins the softmax of the window."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+Array = np.ndarray[Any, Any]
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) -> None:
+    """Extend the softmax over the window by the tokens chosen, in place.
+
+    Args:
+        q: [H, T, K]; k: [N, G, K]; v: [N, G, V]; chosen: int32 [T, R], -1 for none.
+        out: [H, T, V] and lse: [H, T], of the window; on return of both together.
+    """
+    heads, length, width = q.shape
+    group, value_width, wanted = heads // k.shape[1], v.shape[2], chosen.shape[1]
+    logits = np.empty((group, wanted), q.dtype)
+    top = np.empty(group, q.dtype)
+    for t in range(length):
+        if chosen[t, 0] < 0:  # what there is comes first
+            continue
+        for g in range(k.shape[1]):
+            for h in range(group):
+                top[h] = lse[g * group + h, t]
+            count = 0
+            while count < wanted and chosen[t, count] >= 0:
+                key = k[chosen[t, count], g]
+                for h in range(group):
+                    query = q[g * group + h, t]
+                    logit = query[0] * key[0]
+                    for x in range(1, width):
+                        logit += query[x] * key[x]
+                    logits[h, count] = logit
+                    top[h] = max(top[h], logit)
+                count += 1
+            for h in range(group):
+                head = g * group + h
+                read = out[head, t]
+                total = math.exp(lse[head, t] - top[h])
+                for x in range(value_width):
+                    read[x] *= total
+                for i in range(count):
+                    if logits[h, i] - top[h] < -30:
+                        continue
+                    weight = math.exp(logits[h, i] - top[h])
+                    total += weight
+                    value = v[chosen[t, i], g]
+                    for x in range(value_width):
+                        read[x] += weight * value[x]
+                for x in range(value_width):
+                    read[x] /= total
+                lse[head, t] = top[h] + math.log(total)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def join_backward(
+    grad: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    chosen: Array,
+    lse: Array,
+    delta: Array,
+    grad_q: Array,
+    grad_k: Array,
+    grad_v: Array,
+) -> None:
+    """Add the gradients through the tokens chosen.
+
+    Args:
+        grad: [H, T, V], of the joint output; delta: [H, T], ``grad . out``; lse: of the joint softmax.
+        grad_q, grad_k, grad_v: like q, k and v; added to.
+    """
+    heads, length, width = q.shape
+    group, value_width = heads // k.shape[1], v.shape[2]
+    for t in range(length):
+        for i in range(chosen.shape[1]):
+            position = chosen[t, i]
+            if position < 0:
+                break
+            for g in range(k.shape[1]):
+                key, value, grad_key, grad_value = (
+                    k[position, g],
+                    v[position, g],
+                    grad_k[position, g],
+                    grad_v[position, g],
+                )
+                for h in range(group):
+                    head = g * group + h
+                    query, above = q[head, t], grad[head, t]
+                    logit = query[0] * key[0]
+                    for x in range(1, width):
+                        logit += query[x] * key[x]
+                    if logit - lse[head, t] < -30:
+                        continue
+                    weight = math.exp(logit - lse[head, t])
+                    along = above[0] * value[0]
+                    for x in range(1, value_width):
+                        along += above[x] * value[x]
+                    slope = weight * (along - delta[head, t])
+                    for x in range(value_width):
+                        grad_value[x] += weight * above[x]
+                    for x in range(width):
+                        grad_q[head, t, x] += slope * key[x]
+                        grad_key[x] += slope * query[x]

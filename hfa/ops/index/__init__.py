@@ -1,0 +1,11 @@
+"""The index: which of all stored tokens a query looks at.
+
+Every token has a *code*: one of 64 values in each of several groups, learnt so that tokens that answer the same
+query share many. A trie over the codes, in several orders of the groups, is descended with a beam.
+"""
+
+from hfa.ops.index.exact import retrieve_exactly
+from hfa.ops.index.naive import naive_retrieve
+from hfa.ops.index.retrieve import CHUNK, Search, retrieve
+
+__all__ = ["CHUNK", "Search", "naive_retrieve", "retrieve", "retrieve_exactly"]

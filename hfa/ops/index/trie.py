@@ -1,0 +1,258 @@
+"""Numba kernels of the index: tries over the codes of all tokens, in flat arrays.
+
+A trie is a tree of *tables*, one entry per value of a code: 0 for nothing, the number of a table one level down, or
+minus the number of a *leaf*. A leaf is a chain of chunks, newest first, each ``[next, tokens in the chain so far,
+up to 6 positions]``. A leaf of `leaf_size` tokens splits by the next code; one that has no code left, or no table to
+split into, goes on growing: nothing is evicted.
+
+`counts` is ``[tokens inserted, tables in use, chunks in use, first free chunk]``; the first `num_trees` tables are the
+roots, and zeros everywhere are an empty index.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+CHUNK = 8  # numbers in a chunk of a leaf
+_HELD = CHUNK - 2  # positions among them
+_INSERTED, _TABLES, _CHUNKS, _FREE = range(4)
+_FAR = np.float32(1e30)
+
+Array = np.ndarray[Any, Any]
+
+
+@njit(nogil=True, cache=True)
+def insert(
+    codes: Array, tables: Array, chunks: Array, counts: Array, stop: int, num_trees: int, leaf_size: int
+) -> None:
+    """Insert the tokens up to position `stop`: codes uint8 [N, groups]."""
+    first, groups = counts[_INSERTED], codes.shape[1]
+    if first >= stop:
+        return
+    moved = np.empty(leaf_size + 1, np.int32)
+    for tree in range(num_trees):
+        turn = tree * groups // num_trees  # every trie takes the groups in an order of its own
+        for token in range(first, stop):
+            table, depth = tree, 0
+            while True:
+                code = codes[token, (depth + turn) % groups]
+                entry = tables[table, code]
+                if entry > 0:
+                    table, depth = entry, depth + 1
+                    continue
+                full = entry < 0 and chunks[-entry, 1] >= leaf_size and depth + 1 < groups
+                if not full or num_trees + counts[_TABLES] >= tables.shape[0]:
+                    tables[table, code] = -_append(chunks, counts, -entry, token)
+                    break
+                held = _take_apart(chunks, counts, -entry, moved)
+                lower = num_trees + counts[_TABLES]
+                counts[_TABLES] += 1
+                tables[lower] = 0
+                tables[table, code] = lower
+                for i in range(held - 1, -1, -1):  # oldest first, as they came
+                    below = codes[moved[i], (depth + 1 + turn) % groups]
+                    tables[lower, below] = -_append(chunks, counts, -tables[lower, below], moved[i])
+                table, depth = lower, depth + 1
+    counts[_INSERTED] = stop
+
+
+@njit(nogil=True, cache=True)
+def _append(chunks: Array, counts: Array, leaf: int, token: int) -> int:
+    """Put a token into a leaf (0 for none yet); the number of the leaf's first chunk from now on."""
+    size = chunks[leaf, 1] if leaf else 0
+    filled = size % _HELD
+    if filled == 0:
+        if counts[_FREE]:
+            fresh = counts[_FREE]
+            counts[_FREE] = chunks[fresh, 0]
+        else:
+            counts[_CHUNKS] += 1
+            fresh = counts[_CHUNKS]
+        chunks[fresh, 0] = leaf
+        leaf = fresh
+    chunks[leaf, 2 + filled] = token
+    chunks[leaf, 1] = size + 1
+    return leaf
+
+
+@njit(nogil=True, cache=True)
+def _take_apart(chunks: Array, counts: Array, leaf: int, moved: Array) -> int:
+    """Free a leaf's chunks and write its tokens to `moved`, newest first; how many there were."""
+    held = 0
+    while leaf:
+        for i in range((chunks[leaf, 1] - 1) % _HELD, -1, -1):
+            moved[held] = chunks[leaf, 2 + i]
+            held += 1
+        following = chunks[leaf, 0]
+        chunks[leaf, 0] = counts[_FREE]
+        counts[_FREE] = leaf
+        leaf = following
+    return held
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def measure_regret(scores: Array, regret: Array, cap: float) -> None:
+    """How far each code of [groups, codes] scores below its group's best, in units of the group's spread."""
+    width = scores.shape[1]
+    for group in range(scores.shape[0]):
+        best, squares = scores[group, 0], np.float32(0)
+        for code in range(width):
+            best = max(best, scores[group, code])
+            squares += scores[group, code] * scores[group, code]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(width) + np.float32(1e-12))
+        for code in range(width):
+            regret[group, code] = min((best - scores[group, code]) * scale, np.float32(cap))
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def descend(
+    regret: Array, tables: Array, tree: int, turn: int, nodes: Array, costs: Array, below: Array, below_costs: Array
+) -> int:
+    """Go down one trie with a beam: the leaves with the least regret summed over their path.
+
+    Args:
+        regret: float32 [groups, codes].
+        nodes, costs, below, below_costs: scratch [beam]; on return, `nodes` holds the leaves, negative, best first.
+
+    Returns:
+        how many leaves there are.
+    """
+    groups, beam = regret.shape[0], nodes.shape[0]
+    nodes[0], costs[0] = tree, np.float32(0)
+    alive, depth = 1, 0
+    while True:
+        kept, worst, descended = 0, _FAR, False
+        for place in range(alive):
+            node, cost = nodes[place], costs[place]
+            if cost >= worst:
+                break  # the beam is sorted
+            if node < 0:
+                kept, worst = _keep(below, below_costs, kept, beam, node, cost)
+                continue
+            descended = True
+            group = (depth + turn) % groups
+            for code in range(tables.shape[1]):
+                total = cost + regret[group, code]
+                if total < worst and tables[node, code] != 0:
+                    kept, worst = _keep(below, below_costs, kept, beam, tables[node, code], total)
+        nodes[:kept], costs[:kept] = below[:kept], below_costs[:kept]
+        alive, depth = kept, depth + 1
+        if not descended:
+            return alive
+
+
+@njit(nogil=True, cache=True, fastmath=True, inline="always")
+def _keep(nodes: Array, costs: Array, kept: int, beam: int, node: int, cost: float) -> tuple[int, float]:
+    """Insert a node into a sorted beam; how many it holds, and the cost that a further one must beat."""
+    place = kept if kept < beam else beam - 1
+    kept = min(kept + 1, beam)
+    while place > 0 and costs[place - 1] > cost:
+        nodes[place], costs[place] = nodes[place - 1], costs[place - 1]
+        place -= 1
+    nodes[place], costs[place] = node, cost
+    worst: float = costs[beam - 1] if kept == beam else _FAR
+    return kept, worst
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def retrieve_row(
+    scores: Array,
+    query: Array,
+    keys: Array,
+    codes: Array,
+    tables: Array,
+    chunks: Array,
+    counts: Array,
+    start: int,
+    window: int,
+    block: int,
+    num_trees: int,
+    beam: int,
+    leaf_size: int,
+    regret_cap: float,
+    chosen: Array,
+    touched: Array,
+) -> None:
+    """Retrieve for the queries of one row, inserting the tokens that leave the window on the way.
+
+    Args:
+        scores: float32 [T, groups, codes], of the queries at ``start .. start + T - 1``.
+        query: [T, W], what keys [N, W] are ranked by, largest product first.
+        codes: uint8 [N, groups]; tables, chunks and counts: the index, updated in place.
+        chosen: int32 [T, R], gets positions, -1 where there are fewer.
+        touched: int32 [T], gets the number of candidates looked at.
+    """
+    groups, wanted = codes.shape[1], chosen.shape[1]
+    regret = np.empty(scores.shape[1:], np.float32)
+    nodes, below = np.empty(beam, np.int32), np.empty(beam, np.int32)
+    costs, below_costs = np.empty(beam, np.float32), np.empty(beam, np.float32)
+    room = 2
+    while room < 2 * num_trees * beam * leaf_size:
+        room *= 2
+    seen = np.empty(room, np.int32)  # a hash set of the positions looked at
+    best, where = np.empty(wanted, query.dtype), np.empty(wanted, np.int32)  # a heap with the worst on top
+    for t in range(scores.shape[0]):
+        limit = (start + t) // block * block - window
+        chosen[t] = -1
+        touched[t] = 0
+        if limit <= 0:
+            continue
+        insert(codes, tables, chunks, counts, limit, num_trees, leaf_size)
+        measure_regret(scores[t], regret, regret_cap)
+        seen[:] = -1
+        held, looked = 0, 0
+        for tree in range(num_trees):
+            turn = tree * groups // num_trees
+            leaves = descend(regret, tables, tree, turn, nodes, costs, below, below_costs)
+            for leaf in range(leaves):
+                chunk, left = -nodes[leaf], leaf_size
+                while chunk and left:
+                    for i in range((chunks[chunk, 1] - 1) % _HELD, -1, -1):
+                        if left == 0:
+                            break
+                        left -= 1
+                        position = chunks[chunk, 2 + i]
+                        slot = (position * 40503) & (room - 1)
+                        while seen[slot] >= 0 and seen[slot] != position:
+                            slot = (slot + 1) & (room - 1)
+                        if seen[slot] == position:
+                            continue
+                        seen[slot] = position
+                        looked += 1
+                        product = query[t, 0] * keys[position, 0]
+                        for x in range(1, query.shape[1]):
+                            product += query[t, x] * keys[position, x]
+                        held = _heap_put(best, where, held, product, position)
+                    chunk = chunks[chunk, 0]
+        chosen[t, :held] = where[:held]
+        touched[t] = looked
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _heap_put(best: Array, where: Array, held: int, value: float, position: int) -> int:
+    """Put a value into a heap of the largest; how many it holds."""
+    if held < best.shape[0]:
+        place = held
+        while place > 0 and best[(place - 1) // 2] > value:
+            best[place], where[place] = best[(place - 1) // 2], where[(place - 1) // 2]
+            place = (place - 1) // 2
+        best[place], where[place] = value, position
+        return held + 1
+    if value <= best[0]:
+        return held
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= held:
+            break
+        if child + 1 < held and best[child + 1] < best[child]:
+            child += 1
+        if best[child] >= value:
+            break
+        best[place], where[place] = best[child], where[child]
+        place = child
+    best[place], where[place] = value, position
+    return held

@@ -1,0 +1,90 @@
+"""What a token costs does not grow with what came before: counted in operations and bytes, not in seconds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from experiments.complexity.subjects import CONF, our_config
+from experiments.complexity.tally import per_token
+from hfa.models import LanguageModel
+
+SMALL = {
+    "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "num_kv_heads": 1,
+    "num_memory_heads": 1, "window": 8, "block_size": 4, "num_retrieved": 4,
+    "num_channels": 16, "active_channels": 4, "chunk_size": 16,
+}  # fmt: skip
+RECURRENT, RETRIEVING, QUADRATIC = ["simplemind"], ["hfa", "hybrid"], ["transformer"]
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in QUADRATIC)
+SHORT, LONG = 256, 2048
+GROWTH = 1.05  # what the window's edges and padded chunks may come to
+STATE_BYTES_OF_100_000_TOKENS = 256 * 2**20
+
+# The index of an anchor layer is one torch operator: what it returns is counted here, and what it looks at inside is
+# not; that is bounded by the audit's count of candidates.
+READS_EVERYTHING = pytest.mark.xfail(reason="an anchor layer still scores every stored key", strict=False)
+
+
+def build(name: str) -> LanguageModel:
+    known = OmegaConf.load(CONF / f"{name}.yaml")
+    torch.manual_seed(0)
+    return our_config(name, **{key: value for key, value in SMALL.items() if key in known}).build()
+
+
+def forward_growth(name: str) -> tuple[float, float]:
+    """Bytes and operations of a token of a long sequence over those of a token of a short one."""
+    model = build(name).eval()
+    with torch.inference_mode():
+        short, long = (per_token(model.hidden, length, 61) for length in (SHORT, LONG))
+    return long[0] / short[0], long[1] / short[1]
+
+
+def step_cost(name: str, length: int) -> tuple[float, float]:
+    model = build(name).eval()
+    with torch.inference_mode():
+        _, state = model.hidden(torch.zeros(1, length, dtype=torch.long))
+        return per_token(lambda token: model.step(token[:, 0], state), 1, 61)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=READS_EVERYTHING) if name in RETRIEVING else name for name in NAMES]
+)
+def test_a_token_costs_the_same_in_a_long_sequence(name: str) -> None:
+    allocated, operations = forward_growth(name)
+    assert allocated < GROWTH
+    assert operations < GROWTH
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=READS_EVERYTHING) if name in RETRIEVING else name for name in NAMES]
+)
+def test_a_token_of_training_costs_the_same_in_a_long_sequence(name: str) -> None:
+    model = build(name).train()
+    short, long = (
+        per_token(lambda tokens: model(tokens)[0].sum().backward(), length, 61) for length in (SHORT, 4 * SHORT)
+    )
+    assert long[0] / short[0] < GROWTH
+    assert long[1] / short[1] < GROWTH
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_step_costs_the_same_after_a_long_context(name: str) -> None:
+    assert step_cost(name, 2048) == step_cost(name, 64)
+
+
+def test_the_count_sees_attention_grow() -> None:
+    """The control: where every token looks at all before it, the count says so."""
+    _, operations = forward_growth("transformer")
+    assert operations > 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_is_linear_in_the_length(name: str) -> None:
+    with torch.device("meta"):
+        model = our_config(name).build()
+    at = [model.state_bytes(length) for length in (50_000, 100_000, 150_000)]
+    assert at[2] - at[1] == at[1] - at[0]
+    if name in RECURRENT:
+        assert at[0] == at[2]
+    assert at[1] <= STATE_BYTES_OF_100_000_TOKENS
