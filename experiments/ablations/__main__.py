@@ -19,8 +19,8 @@ VARIANTS = {
     "no-convolution": Variant(title="without short convolutions", overrides=("model=hfa", "model.conv_width=1")),
     "unread": Variant(title="HFA, retrieval off when measured", trained_as="hfa", edits={"num_retrieved": 1}),
 }
-EXPERIMENT = "quickstart"  # text and recall at once
-PARAMETERS = 750_000
+EXPERIMENT = "retention"  # text and recall at once
+PARAMETERS = 1_680_000  # of which 1,050,000 embed the vocabulary of the recall tasks
 
 if __name__ == "__main__":
     sys.exit(

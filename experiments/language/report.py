@@ -23,12 +23,10 @@ _MARKERS = ("o", "v", "s", "D", "^", "P")
 def table(study: Study) -> str:
     """A row a variant: size, learning rate, and what was measured with its spread over the seeds."""
     lengths = sorted({one["length"] for run in study.ledger.read("evaluation") for one in run["bits_per_byte"]})
-    recalled = sorted(
-        {(one["task"], one["length"]) for run in study.ledger.read("evaluation") for one in run["recall"]}
-    )
+    asked = sorted({one["length"] for run in study.ledger.read("evaluation") for one in run["recall"]})
     heads = ["model", "parameters", "tokens", "learning rate", "seeds", "validation"]
     heads += [f"test, {length:,}" for length in lengths]
-    heads += [f"{task}, {length:,}" for task, length in recalled] + ["tokens/s"]
+    heads += [f"recall, {length:,}" for length in asked] + ["tokens/s"]
     lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for name, variant in study.variants.items():
         runs, measured = at_best(study, name)
@@ -43,7 +41,7 @@ def table(study: Study) -> str:
             str(len(runs)),
             "" if variant.edits else spread([score(run) for run in runs]),
             *map(spread, by_length),
-            *(recall(measured, task, length) for task, length in recalled),
+            *(recall(measured, length) for length in asked),
             f"{statistics.mean(run['metrics']['tokens_per_s'] for run in runs):,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -103,11 +101,18 @@ def bits(evaluations: Sequence[Record], length: int) -> list[float]:
     return [one["bits_per_byte"] for run in evaluations for one in run["bits_per_byte"] if one["length"] == length]
 
 
-def recall(evaluations: Sequence[Record], task: str, length: int) -> str:
-    """Exact answers of a task at a context length, over all seeds, with their number."""
-    found = [one for run in evaluations for one in run["recall"] if (one["task"], one["length"]) == (task, length)]
-    answers = sum(one["answers"] for one in found)
-    return f"{sum(one['accuracy'] * one['answers'] for one in found) / answers:.1%} of {answers:,}" if answers else ""
+def recall(evaluations: Sequence[Record], length: int) -> str:
+    """Exact answers at a context length: the mean over tasks and seeds, and the task at which it is lowest."""
+    by_task: dict[str, list[float]] = {}
+    for run in evaluations:
+        for one in run["recall"]:
+            if one["length"] == length:
+                by_task.setdefault(one["task"], []).append(one["accuracy"])
+    means = {task: statistics.mean(values) for task, values in by_task.items()}
+    if not means:
+        return ""
+    lowest = min(means, key=means.__getitem__)
+    return f"{statistics.mean(means.values()):.1%} ({lowest} {means[lowest]:.1%})"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -38,7 +38,7 @@ class Pretended(Study):
         for counted in loss.bins:
             counted.nats, counted.bytes = 100.0 + seed, 64
         bits = [{"source": "text", "length": length, "bits_per_byte": 2.0 + seed} for length in LENGTHS]
-        recall = [{"task": "mqar", "length": 64, "accuracy": 0.5, "answers": 8}]
+        recall = [{"task": task, "length": 64, "accuracy": rate} for task, rate in (("mqar", 0.5), ("needle", 1.0))]
         measured = {"bits_per_byte": bits, "recall": recall, "loss_by_position": {"text": loss.to_json()}}
         run = {"variant": name, "overrides": self.overrides(name), "lr": lr, "seed": seed}
         self.ledger.append({"kind": "evaluation", **run, **measured})
@@ -95,9 +95,9 @@ def test_table_and_figure(study: Study, tmp_path: Path) -> None:
     follow(study, parse(["--sweep", "--seeds", "0", "2", "--lrs", "0.016", "0.032"], None, list(study.variants)))
     heads, _, plain, edited_row = table(study).splitlines()
     assert "test, 64" in heads
-    assert "mqar, 64" in heads
+    assert "recall, 64" in heads
     assert "3.0000 ± 1.4142" in plain
-    assert "50.0% of 16" in plain
+    assert "75.0% (mqar 50.0%)" in plain
     assert edited_row.startswith("| Edited |")
     assert draw(study, tmp_path / "figure.png").stat().st_size > 10_000
 
