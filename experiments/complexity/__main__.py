@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     """Run the study, or draw a run that is there; returns the exit code."""
     options = parse(arguments)
     if options.plot:
-        show(json.loads(options.plot.read_text(encoding="utf-8")), options.plot.with_suffix(".png"))
+        show(json.loads(options.plot.read_text(encoding="utf-8")), options.plot.with_suffix(".png"), options.clock)
         return 0
     os.environ.update(environment(options.threads))  # before torch is imported, here and in the workers
     from experiments.complexity.study import Plan, Study
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     study.run()
     facts["load_at_end"] = os.getloadavg()[0]
     keep(study.rows)
-    show(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png"))
+    show(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png"), options.clock)
     console.print(f"  results: {path}")
     return 0
 
@@ -98,6 +98,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few and short lengths: minutes")
     parser.add_argument("--record", action="store_true", help="keep the results beside the study, in results/")
     parser.add_argument("--plot", type=Path, metavar="JSON", help="measure nothing: show and draw this run")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="that tables and plot go by (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     usual = QUICK if options.quick else FULL
     for key, (full, quick) in {"repeats": (5, 3), "limit_s": (900.0, 60.0), "cell_s": (150.0, 10.0)}.items():
@@ -224,12 +227,12 @@ def rounded(value: Any) -> Any:
     return [rounded(one) for one in value] if isinstance(value, list) else value
 
 
-def show(data: dict[str, Any], picture: Path) -> None:
+def show(data: dict[str, Any], picture: Path, clock: Literal["wall", "cpu"]) -> None:
     """The tables of a run, and its picture."""
     from experiments.complexity.plot import plot
     from experiments.complexity.report import Results, skipped, tables
 
-    results = Results(data)
+    results = Results(data, clock)
     for table in tables(results):
         console.print(table)
     for line in skipped(results):
@@ -237,7 +240,7 @@ def show(data: dict[str, Any], picture: Path) -> None:
     made = results.provenance
     console.print(
         f"  commit {str(made['commit'])[:7]}{' (changed)' if made['dirty'] else ''}, {made['machine']['processor']},"
-        f" {made['threads']} thread(s); load {made['load_at_start']:.1f} before and"
+        f" {made['threads']} thread(s), {clock} clock; load {made['load_at_start']:.1f} before and"
         f" {made.get('load_at_end', float('nan')):.1f} after"
     )
     console.print(f"  plot: {plot(results, picture)}")

@@ -189,11 +189,12 @@ def _serve(pipe: Connection, name: str, regime: Regime, length: int, rounds: int
         while True:
             asked = pipe.recv()
             pipe.send({"describe": cell.describe, "prepare": cell.prepare, "measure": cell.measure}[asked]())
-    except EOFError:
+    except (EOFError, BrokenPipeError):  # nobody is there any more
         return
     except Exception as error:  # of the model: it is the answer, and the run goes on
         said = (str(error).strip().splitlines() or [""])[0]
-        pipe.send({"failed": f"{type(error).__name__}: {said[:200]}"})
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send({"failed": f"{type(error).__name__}: {said[:200]}"})
 
 
 def _limit_memory() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import RenderableType
@@ -25,9 +25,12 @@ class Results:
 
     Args:
         data: ``rows``, ``models`` and ``provenance``.
+        clock: ``wall``, or ``cpu`` for the seconds in which the processor was ours: the same on a quiet machine and,
+            with one thread, nearer to the truth on a busy one.
     """
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, data: Mapping[str, Any], clock: Literal["wall", "cpu"] = "wall") -> None:
+        self.clock = clock
         self.models: dict[str, dict[str, Any]] = dict(data["models"])
         self.provenance: dict[str, Any] = dict(data["provenance"])
         self.rows: list[dict[str, Any]] = list(data["rows"])
@@ -39,7 +42,8 @@ class Results:
 
     def seconds(self, model: str, regime: Regime, length: int) -> list[float]:
         """The measurements of one cell, oldest first."""
-        return list(self.row(model, regime, length).get("seconds", []))
+        key = {"wall": "seconds", "cpu": "cpu_seconds"}[self.clock]
+        return list(self.row(model, regime, length).get(key, []))
 
     def rates(self, model: str, regime: Regime, length: int) -> list[float]:
         """Tokens a second, or for decoding milliseconds a token, of every measurement."""
@@ -224,7 +228,8 @@ def _speed(results: Results, name: str, regime: Regime, length: int, body_only: 
         return "-"
     if body_only:
         row = results.row(name, regime, length)
-        rates = [length / (all_s - head_s) for all_s, head_s in zip(row["seconds"], row["head_seconds"], strict=True)]
+        shares = [1 - head_s / all_s for head_s, all_s in zip(row["head_seconds"], row["seconds"], strict=True)]
+        rates = [rate / share for rate, share in zip(rates, shares, strict=True)]
     digits = 1 if regime == "decode" else 0
     low, middle, high = np.quantile(rates, [0.25, 0.5, 0.75])
     return f"{middle:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 
 class Tally(TorchDispatchMode):
@@ -33,15 +33,35 @@ class Tally(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        count = _FLOPS.get(func._overloadpacket)
+        if count is None and func is not torch.ops.prim.device.default:
+            with self:  # an operator made of others is counted as those: in inference mode it comes here whole
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         result = func(*args, **kwargs)
         given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         made = {_storage(x): x.untyped_storage().nbytes() for x in tree_leaves(result) if isinstance(x, Tensor)}
         self.allocated_bytes += sum(size for storage, size in made.items() if storage not in given)
-        count: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=result)
         self.operators += 1
         return result
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(q.shape, k.shape, v.shape))
+
+
+def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> int:
+    return int(sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape))
+
+
+_FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # torch counts the CUDA ones only
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 def _storage(x: Tensor) -> int:
