@@ -18,6 +18,7 @@ from hfa.config import Config, Fraction, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.models.state import State, num_bytes
 from hfa.nn.mlp import SwiGLU
+from hfa.nn.norm import RMSNorm
 
 _PIECE = 2048  # tokens run at once when no gradient is kept: activations then stay in tens of megabytes
 
@@ -83,9 +84,9 @@ class Block(nn.Module):
 
     def __init__(self, settings: ModelConfig, mixer: Mixer) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(settings.d_model, eps=1e-6)
+        self.mixer_norm = RMSNorm(settings.d_model)
         self.mixer = mixer
-        self.mlp_norm = nn.RMSNorm(settings.d_model, eps=1e-6)
+        self.mlp_norm = RMSNorm(settings.d_model)
         self.mlp = SwiGLU(settings.d_model, settings.d_ff)
         self.dropout = nn.Dropout(settings.dropout)
 
@@ -113,7 +114,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(settings.vocab_size, settings.d_model)
         nn.init.normal_(self.embedding.weight, std=settings.d_model**-0.5)
         self.blocks = nn.ModuleList(Block(settings, mixer) for mixer in mixers)
-        self.norm = nn.RMSNorm(settings.d_model, eps=1e-6)
+        self.norm = RMSNorm(settings.d_model)
 
     def init_state(self, batch_size: int) -> State:
         """The state before the first token, for `batch_size` rows."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfa.config import PositiveInt, config
 from hfa.models.base import Mixer, ModelConfig
 from hfa.nn.conv import ShortConv
-from hfa.nn.norm import l2_norm
+from hfa.nn.norm import RMSNorm
 from hfa.ops.scan import scan
 
 
@@ -47,7 +47,7 @@ class Flow(Mixer):
             self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
             self.gates.bias[heads:] = 0.0
         self.out_gate = nn.Linear(width, width, bias=False)
-        self.out_norm = nn.RMSNorm(settings.head_dim, eps=1e-6)
+        self.out_norm = RMSNorm(settings.head_dim)
         self.out = nn.Linear(width, width, bias=False)
 
     def init_state(self, batch_size: int) -> FlowState:
@@ -58,15 +58,14 @@ class Flow(Mixer):
         return FlowState(memory, self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
-        mixed, tail = self.conv(self.qkv(x), state.tail)
-        q, k, v = (
-            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, H, T, K]
-            for part in F.silu(mixed).chunk(3, dim=-1)
-        )
+        heads = (3, self.num_heads, self.head_dim)
+        unit = {"silu": True, "unit_heads": 2 * self.num_heads, "head_dim": self.head_dim}
+        mixed, tail = self.conv(self.qkv(x), state.tail, **unit)
+        q, k, v = (part.transpose(1, 2) for part in mixed.unflatten(-1, heads).unbind(2))  # [B, H, T, K]
         decay, write = self.gates(x).transpose(1, 2)[..., None].chunk(2, dim=1)  # [B, H, T, 1]
         read, memory = scan(
-            l2_norm(q),
-            l2_norm(k),
+            q,
+            k,
             v,
             F.logsigmoid(decay),
             torch.sigmoid(write),
@@ -74,5 +73,5 @@ class Flow(Mixer):
             erase=True,
             chunk_size=self.chunk_size,
         )
-        read = self.out_norm(read.to(x.dtype)).transpose(1, 2).flatten(2)
-        return self.out(read * F.silu(self.out_gate(x))), FlowState(memory, tail)
+        read = self.out_norm(read.to(x.dtype).transpose(1, 2), self.out_gate(x))  # [B, T, H, V]
+        return self.out(read.flatten(2)), FlowState(memory, tail)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hfa.ops.fused import swiglu_mlp
+from hfa.ops.simd import suits
+
 
 class SwiGLU(nn.Module):
     """``W_out(silu(W_gate x) * W_up x)``. Source: arXiv 2002.05202."""
@@ -15,6 +18,8 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if suits(x, self.gate_up.weight, self.down.weight):
+            return swiglu_mlp(x, self.gate_up.weight, self.down.weight)
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(F.silu(gate) * up)
         return out

@@ -46,6 +46,12 @@ def suits(*tensors: Tensor) -> bool:
     )
 
 
+def tracked(*tensors: Tensor | None) -> bool:
+    """Whether autograd or the compiler has to see an operator, rather than the kernel alone."""
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return differentiable or torch.compiler.is_compiling()
+
+
 def _pointer(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
     start = builder.add(address, builder.mul(offset, ir.Constant(offset.type, 4)))
     return builder.inttoptr(start, kind.as_pointer())

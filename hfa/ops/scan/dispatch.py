@@ -8,6 +8,7 @@ from torch import Tensor
 from hfa.ops.scan.chunked import chunked_scan, step_scan
 from hfa.ops.scan.operator import scan_operator
 from hfa.ops.scan.recurrent import fits, recurrent_scan
+from hfa.ops.simd import tracked
 
 
 def scan(
@@ -36,8 +37,7 @@ def scan(
     with torch.autocast(q.device.type, enabled=False):
         inputs = [x.to(dtype) for x in (q, k, v, log_decay, beta, state)]
         if fits(*inputs):
-            differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-            if differentiable or torch.compiler.is_compiling():
+            if tracked(*inputs):
                 out, state, _ = scan_operator(*inputs, erase, chunk_size)
                 return out.transpose(1, 2), state
             return recurrent_scan(*inputs, erase=erase)

@@ -1,0 +1,108 @@
+"""SwiGLU and its three matrix products, a piece of the tokens at a time, so that what lies between stays in cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numba import njit
+from torch import Tensor
+
+from hfa.ops.simd import WIDTH, load, sigmoid, store, tracked
+
+_PIECE = 512  # tokens: enough to keep the matrix unit busy, few enough that their activations stay in cache
+
+
+def swiglu_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """``W_down(silu(W_gate x) * W_up x)`` in float32 on the CPU.
+
+    Args:
+        x: [..., D].
+        gate_up: [2 F, D], the gate's rows before the rest's; F in whole vectors.
+        down: [D, F].
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    y = swiglu_operator(flat, gate_up, down)[0] if tracked(x, gate_up, down) else _forward(flat, gate_up, down, None)
+    return y.view(x.shape)
+
+
+@torch.library.custom_op("hfa::swiglu_mlp", mutates_args=())
+def swiglu_operator(x: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`swiglu_mlp` for x [T, D], and ``W_gate_up x`` [T, 2 F] for the backward pass."""
+    kept = x.new_empty(x.shape[0], gate_up.shape[0])
+    return _forward(x, gate_up, down, kept), kept
+
+
+@swiglu_operator.register_fake
+def _(x: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], gate_up.shape[0])
+
+
+@torch.library.custom_op("hfa::swiglu_mlp_backward", mutates_args=())
+def _gradient(grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dx, d_gate_up, d_down = torch.empty_like(x), torch.zeros_like(gate_up), torch.zeros_like(down)
+    piece, width = min(_PIECE, len(x)), down.shape[1]
+    d_hidden, hidden, d_kept = (x.new_empty(piece, n) for n in (width, width, 2 * width))
+    parts = zip(*(t.contiguous().split(_PIECE) for t in (grad, x, kept, dx)), strict=True)
+    for grad_part, x_part, kept_part, dx_part in parts:
+        rows = len(x_part)
+        torch.mm(grad_part, down, out=d_hidden[:rows])
+        _unswiglu(*(t.data_ptr() for t in (kept_part, d_hidden, hidden, d_kept)), rows, width)
+        d_down.addmm_(grad_part.t(), hidden[:rows])
+        d_gate_up.addmm_(d_kept[:rows].t(), x_part)
+        torch.mm(d_kept[:rows], gate_up, out=dx_part)
+    return dx, d_gate_up, d_down
+
+
+@_gradient.register_fake
+def _(grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(gate_up), torch.empty_like(down)
+
+
+def _forward(x: Tensor, gate_up: Tensor, down: Tensor, kept: Tensor | None) -> Tensor:
+    y, width = x.new_empty(x.shape), down.shape[1]
+    hidden = x.new_empty(min(_PIECE, len(x)), width)
+    between = x.new_empty(len(hidden), 2 * width) if kept is None else kept
+    for first in range(0, len(x), _PIECE):
+        part = slice(first, min(first + _PIECE, len(x)))
+        rows = part.stop - first
+        product = between[:rows] if kept is None else kept[part]
+        torch.mm(x[part], gate_up.t(), out=product)
+        _swiglu(product.data_ptr(), hidden.data_ptr(), rows, width)
+        torch.mm(hidden[:rows], down.t(), out=y[part])
+    return y
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _swiglu(gate_up: int, hidden: int, rows: int, width: int) -> None:
+    for row in range(rows):
+        for c in range(0, width, WIDTH):
+            gate, up = load(gate_up, 2 * row * width + c), load(gate_up, (2 * row + 1) * width + c)
+            store(hidden, row * width + c, gate * sigmoid(gate) * up)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _unswiglu(gate_up: int, grad: int, hidden: int, d_gate_up: int, rows: int, width: int) -> None:
+    for row in range(rows):
+        for c in range(0, width, WIDTH):
+            left, right = 2 * row * width + c, (2 * row + 1) * width + c
+            gate, up, pull = load(gate_up, left), load(gate_up, right), load(grad, row * width + c)
+            open_ = sigmoid(gate)
+            silu = gate * open_
+            store(hidden, row * width + c, silu * up)
+            store(d_gate_up, left, pull * up * (open_ + silu - silu * open_))
+            store(d_gate_up, right, pull * silu)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, ...]:
+    grads: tuple[Tensor, ...] = _gradient(grad, *ctx.saved_tensors)
+    return grads
+
+
+swiglu_operator.register_autograd(_backward, setup_context=_setup)

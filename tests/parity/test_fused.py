@@ -1,0 +1,66 @@
+"""The fused CPU kernels against the layers' own float64 path: outputs and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hfa.nn.conv import ShortConv
+from hfa.nn.mlp import SwiGLU
+from hfa.nn.norm import RMSNorm
+
+
+def agree(layer: torch.nn.Module, call: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> None:
+    """Outputs and gradients in float32 (the kernel, with autograd and without) and in float64 (torch) are the same."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        layer.to(dtype)
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        outputs = call(*leaves)
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype) for x in outputs]
+        loss = sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
+        found.append([*outputs, *torch.autograd.grad(loss, [*leaves, *layer.parameters()])])
+        with torch.no_grad():
+            for ours, theirs in zip(call(*leaves), outputs, strict=True):
+                assert torch.equal(ours, theirs)
+    for ours, theirs in zip(*found, strict=True):
+        scale = float(theirs.detach().abs().sum()) / max(1, theirs.numel())  # their mean size
+        torch.testing.assert_close(ours.double(), theirs, atol=3e-5 * scale, rtol=0)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 600])
+def test_swiglu(rows: int) -> None:
+    layer = SwiGLU(16, 48)
+    agree(layer, lambda x: (layer(x),), draw(2, rows, 16))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("rows", [1, 300])
+def test_norm(rows: int, gated: bool) -> None:
+    layer = RMSNorm(32)
+    torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
+    agree(layer, lambda *x: (layer(*x),), *(draw(2, rows, 3, 32), draw(2, rows, 96))[: 1 + gated])
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 9, 300])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("unit_heads", [0, 2])
+def test_conv(length: int, width: int, silu: bool, unit_heads: int) -> None:
+    layer, options = ShortConv(96, width), {"silu": silu, "unit_heads": unit_heads, "head_dim": 32}
+    agree(layer, lambda *x: layer(*x, **options), draw(2, length, 96), draw(2, width - 1, 96))
+
+
+def test_the_operators_are_sound() -> None:
+    x, tail, weight = (draw(*shape).requires_grad_() for shape in ((2, 5, 32), (2, 3, 32), (4, 32)))
+    torch.library.opcheck(torch.ops.hfa.causal_conv.default, (x, tail, weight, True, 1, 16))
+    torch.library.opcheck(torch.ops.hfa.rms_norm.default, (x, weight[0].detach(), 1e-6, x.detach().clone()))
+    torch.library.opcheck(torch.ops.hfa.swiglu_mlp.default, (x[0], draw(64, 32), draw(32, 32)))
