@@ -115,29 +115,6 @@ class Answer(NamedTuple):
     gold: int  # position of its first token's evidence
 
 
-def is_right(predicted: Tensor, row: Tensor, column: Tensor, labels: Tensor, group: Tensor) -> Tensor:
-    """Whether predictions hit: the label, or another one of its group that has not been said before.
-
-    Args:
-        predicted: token ids, int64 [N].
-        row: where in the batch each stands, int64 [N].
-        column: and at which position, int64 [N].
-        labels: int64 [B, T].
-        group: int64 [B, T]; see :class:`~hfa.types.Example`.
-
-    Returns:
-        bool [N].
-    """
-    right = predicted == labels[row, column]
-    mine = group[row, column]
-    grouped = mine != NOWHERE
-    rows, columns = (group != NOWHERE).nonzero(as_tuple=True)  # [G], all that could be said
-    one = [values[grouped][:, None] for values in (predicted, row, column, mine)]  # [g, 1] each
-    said = (one[0] == labels[rows, columns]) & (one[1] == rows) & (one[2] <= columns) & (one[3] == group[rows, columns])
-    right[grouped] = said.any(1)
-    return right
-
-
 def find_answers(gold: np.ndarray) -> Iterator[Answer]:
     """The answers of a batch, from where their evidence is::
 

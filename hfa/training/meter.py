@@ -17,7 +17,7 @@ LossAverage = Literal["tokens", "examples"]
 class Scored(NamedTuple):
     """The N scored positions of a batch."""
 
-    nats: Tensor  # float32 [N], cross entropy of the label
+    nats: Tensor  # float32 [N], cross entropy of the label, or of all that is right of its group
     correct: Tensor  # bool [N], the likeliest token was the label, or another of its group
     label: Tensor  # int64 [N]
     recalled: Tensor  # bool [N], the label stands somewhere in the context

@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hfa.metrics.recall import Recall, is_right
+from hfa.metrics.group import is_right, right_nats
+from hfa.metrics.recall import Recall
 from hfa.models import LanguageModel
 from hfa.models.state import State
 from hfa.training import randomness
@@ -23,8 +23,8 @@ from hfa.types import IGNORE, NOWHERE, Batch
 class LMModule(L.LightningModule):
     """Next-token training of `model`.
 
-    The loss is the cross entropy over labels that are not IGNORE, averaged as `loss_average` says, plus what the
-    model's ``auxiliary_loss()`` returns if it has one.
+    The loss is the cross entropy over labels that are not IGNORE (of those in a group, that of all that is right),
+    averaged as `loss_average` says, plus what the model's ``auxiliary_loss()`` returns if it has one.
 
     Args:
         model: what is trained; under ``module.model`` it stays the plain model, whatever wraps it.
@@ -74,7 +74,7 @@ class LMModule(L.LightningModule):
         row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)
         label = batch.labels[row, column]
         logits = self.model.head(features[row, column]).float()  # [N, vocabulary]
-        nats = F.cross_entropy(logits, label, reduction="none")
+        nats = right_nats(logits, row, column, batch.labels, batch.group)
         recalled = batch.gold[row, column] != NOWHERE
         correct = is_right(logits.argmax(-1), row, column, batch.labels, batch.group)
         return Scored(nats, correct, label, recalled, row, column)

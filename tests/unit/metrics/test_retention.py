@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfa.metrics.recall import Count, Recall, is_right
+from hfa.metrics.recall import Count, Recall
 from hfa.metrics.retention import Kept
 
 N = -1
@@ -62,19 +62,3 @@ def test_recall_counts_what_was_kept_and_what_was_not_audited_has_no_rate() -> N
     assert recall.at("audited", 8, 1) == Count(1, 1, 1, 1, audited=1, stored=1, selected=1)
     assert list(recall.at("plain", 8).retention()) == ["answer"]
     assert Recall.from_json(recall.to_json()).to_json() == recall.to_json()
-
-
-def test_any_label_of_a_group_is_right_until_it_was_said() -> None:
-    labels = torch.tensor([[7, 8, 9, 7], [7, 8, 9, 7]])
-    group = torch.tensor([[0, 0, 1, N], [0, 0, 0, N]])
-    row, column = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 2, 3, 0, 2, 3])
-    predicted = torch.tensor([8, 9, 7, 9, 7, 9, 7, 8])
-    #  a later one, another group's, one that was said, itself, itself; two later, one that was said, wrong
-    assert is_right(predicted, row, column, labels, group).int().tolist() == [1, 0, 0, 1, 1, 1, 0, 0]
-
-
-def test_without_groups_only_the_label_is_right() -> None:
-    labels = torch.tensor([[1, 2], [3, 4]])
-    row, column = torch.tensor([0, 1]), torch.tensor([1, 0])
-    right = is_right(torch.tensor([2, 4]), row, column, labels, torch.full_like(labels, N))
-    assert right.tolist() == [True, False]

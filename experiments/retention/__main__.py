@@ -1,0 +1,71 @@
+"""Train with each seed, measure every retention task at every length, and keep each cell as it is measured.
+
+What is there already, a trained seed or a measured cell, is not made again: the command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments.retention.ledger import Ledger
+from experiments.retention.plan import LENGTHS, MILLION
+from experiments.retention.report import draw, table
+from experiments.retention.study import OUTPUTS, console, estimate, measure, threads, train, training_record
+from hfa.errors import HFAError
+
+RESULTS = Path(__file__).parent / "results"
+QUICK = ("trainer.max_steps=20", "scheduler.warmup_steps=5")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what is asked for; returns the exit code."""
+    asked = parse(arguments)
+    folder = asked.results or (RESULTS if asked.record else OUTPUTS / "results")
+    ledger = Ledger(folder / "cells.jsonl")
+    threads(asked.threads)
+    if asked.estimate:
+        console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))
+        return 0
+    for seed in asked.seeds:
+        overrides = (*(QUICK if asked.quick else ()), *asked.overrides)
+        artifact = asked.checkpoint or train(seed, overrides)
+        measure(seed, artifact, asked.lengths, ledger, quick=asked.quick)
+    if asked.seeds and not asked.checkpoint:
+        runs = {f"seed{seed}": training_record(seed) for seed in asked.seeds}
+        (folder / "training.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    if asked.plot:
+        (folder / "table.md").write_text(table(ledger), encoding="utf-8")
+        for path in draw(ledger, folder):
+            console.print(f"  plot: {path}")
+    console.print(table(ledger))
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="to train and measure")
+    lengths = [*LENGTHS, MILLION]
+    parser.add_argument("--lengths", nargs="+", type=int, default=lengths, help="tokens; 1048576 is for passkeys alone")
+    parser.add_argument("--quick", action="store_true", help="20 steps and 64 queries a cell: does it run?")
+    parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")
+    parser.add_argument("--results", type=Path, help="keep results in this folder")
+    parser.add_argument("--plot", action="store_true", help="write the table and draw the figures")
+    parser.add_argument("--estimate", action="store_true", help="say how many tokens there are to run, and stop")
+    parser.add_argument("--checkpoint", type=Path, help="measure this artifact instead of training one")
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's choice unless given")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, e.g. model.window=64")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except HFAError as error:
+        sys.exit(f"{error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"training failed with exit code {error.returncode}; its log says why.")

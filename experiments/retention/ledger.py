@@ -1,0 +1,48 @@
+"""Results: a line of JSON for each measured cell, appended as it is measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hfa.metrics.recall import Recall
+
+
+class Ledger:
+    """The cells of all seeds; of two lines about one cell the newer counts.
+
+    Args:
+        path: a file of JSON lines; made when the first comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def has(self, **key: Any) -> bool:
+        """Whether a cell with these values was measured."""
+        return any(key.items() <= record.items() for record in self)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        newest = {}
+        for record in map(json.loads, lines):
+            newest[record["seed"], record["task"], record["length"]] = record
+        return iter(newest.values())
+
+    def seeds(self) -> list[int]:
+        return sorted({record["seed"] for record in self})
+
+    def recall(self, seed: int | None = None) -> Recall:
+        """What was counted with one seed, or with all together."""
+        found = [Recall.from_json(record["recall"]) for record in self if seed in (None, record["seed"])]
+        total = Recall(found[0].depth_bins if found else 1)
+        for recall in found:
+            total.merge(recall)
+        return total

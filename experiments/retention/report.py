@@ -1,0 +1,83 @@
+"""Table and figures, from the ledger alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.retention.ledger import Ledger
+from hfa.metrics.plot import plot_recall
+from hfa.metrics.recall import Measure, Recall
+
+_MEASURES: tuple[Measure, ...] = ("storage", "selection", "answer")
+_DPI = 150
+
+
+def table(ledger: Ledger) -> str:
+    """A row a task, a column a length: answers of all seeds, the worst seed, selection, and the number of queries."""
+    recall, seeds = ledger.recall(), ledger.seeds()
+    by_seed = [ledger.recall(seed) for seed in seeds]
+    lengths = sorted({length for task in recall.tasks() for length in recall.lengths(task)})
+    heads = ["task", *(short(length) for length in lengths)]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * len(lengths)]
+    for task in recall.tasks():
+        cells = [_cell(recall, by_seed, task, length) for length in lengths]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(ledger: Ledger, folder: Path) -> list[Path]:
+    """A heat-map of each measure by task and length, and answers by length and depth for each task."""
+    recall = ledger.recall()
+    overview = _overview(recall, folder / "retention.png", f"Retention, % of queries, {len(ledger.seeds())} seeds")
+    depth = plot_recall({"hfa": recall}, folder / "answers_by_depth.png", "Right tokens, %", measure="answer")
+    return [overview, depth]
+
+
+def _overview(recall: Recall, path: Path, title: str) -> Path:
+    tasks = recall.tasks()
+    lengths = sorted({length for task in tasks for length in recall.lengths(task)})
+    figure = Figure(figsize=(15, 1.6 + 0.36 * len(tasks)), dpi=_DPI, layout="constrained")
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    for axes, measure in zip(figure.subplots(1, len(_MEASURES), sharey=True), _MEASURES, strict=True):
+        shares = [[recall.at(task, length).share(measure) for length in lengths] for task in tasks]
+        percent = np.array([[100 * share.value for share in row] for row in shares]).reshape(len(tasks), -1)
+        axes.set_facecolor("0.9")
+        axes.imshow(percent, cmap="cividis", vmin=50, vmax=100, aspect="auto")
+        for y, row in enumerate(shares):
+            for x, share in enumerate(row):
+                if share.whole:
+                    text = f"{_percent(share.value)}\nn={share.whole}"
+                    colour = "black" if share.value > 0.75 else "white"
+                    axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=colour)
+        axes.set_title(measure)
+        axes.set_xticks(range(len(lengths)), [short(length) for length in lengths], fontsize=8)
+        axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
+        axes.set_xlabel("length of the context (tokens)", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def _cell(recall: Recall, by_seed: list[Recall], task: str, length: int) -> str:
+    """``99.97 (99.91; 99.98) 6,000``: answers, of the worst seed; selected; queries."""
+    count = recall.at(task, length)
+    if not count.tokens:
+        return ""
+    worst = min(counted.token_accuracy for one in by_seed if (counted := one.at(task, length)).tokens)
+    selected = f"; {_percent(count.share('selection').value)}" if count.audited else ""
+    return f"{_percent(count.token_accuracy)} ({_percent(worst)}{selected}) {count.tokens:,}"
+
+
+def _percent(rate: float) -> str:
+    """Two decimals, and 100 or 0 only for what is exactly that."""
+    if rate in (0, 1):
+        return f"{100 * rate:.0f}"
+    return f"{min(max(100 * rate, 0.01), 99.99):.2f}"
+
+
+def short(tokens: int) -> str:
+    """131072 as 128K."""
+    return f"{tokens >> 20}M" if tokens % (1 << 20) == 0 else f"{tokens >> 10}K"
