@@ -42,6 +42,15 @@ class Ledger:
             if record["kind"] == kind and variant in (None, record["variant"]):
                 yield record
 
+    def size(self, variant: str) -> list[str]:
+        """What the newest training of a variant has beside its learning rate and seed; nothing before the first."""
+        trainings = list(self.read("training", variant))
+        return trainings[-1]["overrides"][:-2] if trainings else []
+
+    def made(self, variant: str, size: list[str], kind: Kind = "training") -> list[Record]:
+        """The runs of a variant whose overrides begin with `size`, oldest first."""
+        return [run for run in self.read(kind, variant) if run["overrides"][: len(size)] == size]
+
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):

@@ -61,9 +61,12 @@ def draw(study: Study, path: Path) -> Path:
             _draw_sweep(sweep, study, name, style)
         _draw_seeds(seeds, study, name, number, style)
         _draw_position(position, study, name, style)
+    rates = sorted({run["lr"] for run in study.ledger.read("training") if run["variant"] in study.variants})
     sweep.set_xscale("log", base=2)
-    sweep.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    sweep.set(xlabel="learning rate", ylabel="validation, bits per byte (less is better)", title="Learning rate")
+    sweep.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates])
+    sweep.set(
+        xlabel="learning rate, thousandths", ylabel="validation, bits per byte (less is better)", title="Learning rate"
+    )
     seeds.set_xticks(range(len(names)), [study.variants[name].title for name in names], rotation=20, ha="right")
     seeds.set(ylabel="test, bits per byte, at the training's length", title="Seeds, and their mean")
     position.set_xscale("log", base=2)
@@ -72,6 +75,9 @@ def draw(study: Study, path: Path) -> Path:
     lowest = [line.get_ydata()[0] for line in position.lines]
     if lowest:  # where one of them breaks down, the others stay legible
         position.set_ylim(top=min(position.get_ylim()[1], 1.3 * max(lowest)))
+    for length in {run["config"]["data"]["seq_len"] for name in names for run in at_best(study, name)[0]}:
+        position.axvline(length, color="0.6", linestyle=":")
+        position.annotate(" trained on", (length, position.get_ylim()[0]), color="0.4", fontsize=8, va="bottom")
     for axes in (sweep, seeds, position):
         axes.grid(alpha=0.3)
     if names:
@@ -83,17 +89,18 @@ def draw(study: Study, path: Path) -> Path:
 
 def at_best(study: Study, name: str) -> tuple[list[Record], list[Record]]:
     """The trainings of a variant at its best learning rate, by seed, and their evaluations."""
+    trained = study.trained(name)
+    size = study.ledger.size(trained)
     try:
-        lr, size = study.best(name)["lr"], study.overrides(name)
+        lr = study.best(name, size)["lr"]
     except LookupError:
         return [], []
 
-    def chosen(records: Sequence[Record]) -> list[Record]:
-        fitting = {run["seed"]: run for run in records if run["lr"] == lr and run["overrides"][: len(size)] == size}
+    def by_seed(records: Sequence[Record]) -> list[Record]:
+        fitting = {run["seed"]: run for run in records if run["lr"] == lr}
         return [fitting[seed] for seed in sorted(fitting)]
 
-    trainings = chosen(list(study.ledger.read("training", study.trained(name))))
-    return trainings, chosen(list(study.ledger.read("evaluation", name)))
+    return by_seed(study.ledger.made(trained, size)), by_seed(study.ledger.made(name, size, "evaluation"))
 
 
 def bits(evaluations: Sequence[Record], length: int) -> list[float]:
@@ -125,13 +132,8 @@ def spread(values: Sequence[float]) -> str:
 
 
 def _draw_sweep(axes: Axes, study: Study, name: str, style: dict[str, Any]) -> None:
-    first = study.best(name)["seed"]
-    size = study.overrides(name)
-    runs = {
-        run["lr"]: score(run)
-        for run in study.ledger.read("training", name)
-        if run["seed"] == first and run["overrides"][: len(size)] == size
-    }
+    made = study.ledger.made(name, study.ledger.size(name))
+    runs = {run["lr"]: score(run) for run in made if run["seed"] == made[0]["seed"]}
     axes.plot(sorted(runs), [runs[lr] for lr in sorted(runs)], label=name, **style)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.language.ledger import Ledger, Record
-from experiments.language.variant import Variant, equal_size, num_parameters
+from experiments.language.variant import Variant, equal_size, model_config, num_parameters
 from hfa import checkpoint
 from hfa.training.loggers import read_metrics
 
@@ -70,24 +70,24 @@ class Study:
             console.print(f"[red]{name}: the best learning rate is still at an end of the grid.[/red]")
         return runs[lr]
 
-    def best(self, name: str) -> Record:
-        """The best recorded run of a variant; of those at the learning rate found, the one of the first seed.
+    def best(self, name: str, size: list[str] | None = None) -> Record:
+        """The best recorded run of a variant, of those with the seed that its learning rate was swept with.
+
+        Args:
+            name: of the variant.
+            size: the overrides that the runs begin with; None for those that it would be trained with now.
 
         Raises:
             LookupError: there is none.
         """
-        size = self.overrides(name)
-        runs = [
-            run for run in self.ledger.read("training", self.trained(name)) if run["overrides"][: len(size)] == size
-        ]
+        runs = self.ledger.made(self.trained(name), self.overrides(name) if size is None else size)
         if not runs:
             raise LookupError(f"{name}: no finished run of this size in {self.ledger.path}; start with --sweep.")
-        swept = [run for run in runs if run["seed"] == runs[0]["seed"]]
-        return min(swept, key=score)
+        return min((run for run in runs if run["seed"] == runs[0]["seed"]), key=score)
 
     def train(self, name: str, lr: float, seed: int) -> Record:
         """Train a variant, or find that it was done before."""
-        overrides = [*self.overrides(name), f"optimizer.lr={lr:g}", f"seed={seed}"]
+        overrides = [*self.overrides(name), *chosen(lr, seed)]
         if done := self.ledger.find("training", name, overrides):
             return done
         folder = self.folder(name, lr, seed)
@@ -105,7 +105,7 @@ class Study:
         """Measure a trained variant on the test documents, or find that it was done before."""
         variant, trained = self.variants[name], self.trained(name)
         edits = [f"{key}={value}" for key, value in variant.edits.items()]
-        overrides = [*self.overrides(name), f"optimizer.lr={lr:g}", f"seed={seed}", *edits, *self.evaluation]
+        overrides = [*self.overrides(name), *chosen(lr, seed), *edits, *self.evaluation]
         if done := self.ledger.find("evaluation", name, overrides):
             return done
         artifact = self.folder(trained, lr, seed) / "checkpoints" / "last"
@@ -137,7 +137,7 @@ class Study:
 
     def size(self, name: str) -> int:
         """Parameters of the variant."""
-        return num_parameters(self.experiment, self.overrides(name))
+        return num_parameters(model_config(self.experiment, self.overrides(name)))
 
     def trained(self, name: str) -> str:
         """The variant whose training gives this one's weights."""
@@ -146,6 +146,11 @@ class Study:
     def folder(self, name: str, lr: float, seed: int) -> Path:
         """Where a run keeps its checkpoints and logs."""
         return OUTPUTS / self.name / name / f"lr{lr:g}-seed{seed}"
+
+
+def chosen(lr: float, seed: int) -> tuple[str, str]:
+    """The overrides in which the runs of one variant differ."""
+    return f"optimizer.lr={lr:g}", f"seed={seed}"
 
 
 def score(run: Record) -> float:

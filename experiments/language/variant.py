@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,15 +45,16 @@ def model_config(experiment: str, overrides: Sequence[str]) -> ModelConfig:
     return from_node(model, "model", ModelConfig)  # type: ignore[type-abstract]
 
 
-def num_parameters(experiment: str, overrides: Sequence[str]) -> int:
-    """Parameters of that model, counted without allocating any."""
+def num_parameters(model: ModelConfig) -> int:
+    """Parameters of a model, counted without allocating any."""
     with torch.device("meta"):
-        return model_config(experiment, overrides).build().num_parameters
+        return model.build().num_parameters
 
 
 @cache
 def equal_size(experiment: str, overrides: tuple[str, ...], parameters: int) -> str:
     """The ``model.d_ff=...`` with which the model comes closest to `parameters`, in which it is linear."""
-    one, two = (num_parameters(experiment, (*overrides, f"model.d_ff={n * D_FF_STEP}")) for n in (1, 2))
+    model = model_config(experiment, overrides)
+    one, two = (num_parameters(dataclasses.replace(model, d_ff=n * D_FF_STEP)) for n in (1, 2))
     steps = max(1, 1 + round((parameters - one) / (two - one)))
     return f"model.d_ff={steps * D_FF_STEP}"

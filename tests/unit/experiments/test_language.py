@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from experiments.language import baseline
 from experiments.language.command import follow, parse
 from experiments.language.ledger import Ledger
 from experiments.language.report import draw, table
-from experiments.language.study import MONITOR, Study, edited, samples
+from experiments.language.study import MONITOR, Study, chosen, edited, samples
 from experiments.language.variant import Variant
 from hfa.metrics.bits import LossByPosition
 
@@ -25,11 +26,12 @@ class Pretended(Study):
     """Runs nothing: a learning rate of 0.016 is best, 0.064 diverges."""
 
     def train(self, name: str, lr: float, seed: int) -> dict[str, Any]:
-        overrides = [*self.overrides(name), f"optimizer.lr={lr:g}", f"seed={seed}"]
+        overrides = [*self.overrides(name), *chosen(lr, seed)]
         if done := self.ledger.find("training", name, overrides):
             return done
         bits = float("nan") if lr > 0.05 else 2 + abs(lr - 0.016) + 0.001 * seed
         run = {"variant": name, "overrides": overrides, "lr": lr, "seed": seed, "parameters": 1, "tokens": 2}
+        run["config"] = {"data": {"seq_len": 64}}
         self.ledger.append({"kind": "training", **run, "metrics": {MONITOR: bits, "tokens_per_s": 3.0}})
         return self.train(name, lr, seed)
 
@@ -40,7 +42,8 @@ class Pretended(Study):
         bits = [{"source": "text", "length": length, "bits_per_byte": 2.0 + seed} for length in LENGTHS]
         recall = [{"task": task, "length": 64, "accuracy": rate} for task, rate in (("mqar", 0.5), ("needle", 1.0))]
         measured = {"bits_per_byte": bits, "recall": recall, "loss_by_position": {"text": loss.to_json()}}
-        run = {"variant": name, "overrides": self.overrides(name), "lr": lr, "seed": seed}
+        overrides = [*self.overrides(name), *chosen(lr, seed), "evaluate.num_examples=1"]
+        run = {"variant": name, "overrides": overrides, "lr": lr, "seed": seed}
         self.ledger.append({"kind": "evaluation", **run, **measured})
         return measured
 
@@ -100,6 +103,14 @@ def test_table_and_figure(study: Study, tmp_path: Path) -> None:
     assert "75.0% (mqar 50.0%)" in plain
     assert edited_row.startswith("| Edited |")
     assert draw(study, tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_results_of_another_size_are_shown_but_not_built_upon(study: Study) -> None:
+    follow(study, parse(["--models", "plain", "--sweep", "--seeds", "0", "--lrs", "0.016"], None, ["plain"]))
+    larger = dataclasses.replace(study, parameters=2_000_000)
+    assert table(larger) == table(study)
+    with pytest.raises(LookupError):
+        larger.best("plain")
 
 
 def test_an_empty_study_can_be_shown(study: Study, tmp_path: Path) -> None:
