@@ -20,7 +20,7 @@ from hfa.models.state import State, num_bytes
 from hfa.nn.mlp import SwiGLU
 from hfa.nn.norm import RMSNorm
 
-_PIECE = 2048  # tokens run at once when no gradient is kept: activations then stay in tens of megabytes
+_PIECE = 1024  # tokens run at once when no gradient is kept: activations then stay in tens of megabytes
 
 
 @config

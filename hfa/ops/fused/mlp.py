@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfa.ops.simd import WIDTH, load, sigmoid, store, tracked
 
-_PIECE = 512  # tokens: enough to keep the matrix unit busy, few enough that their activations stay in cache
+_PIECE = 1024  # tokens: enough to keep the matrix unit busy, few enough that their activations stay in cache
 
 
 def swiglu_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
