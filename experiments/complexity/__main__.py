@@ -239,7 +239,8 @@ def show(data: dict[str, Any], picture: Path, clock: Literal["wall", "cpu"]) -> 
         console.print(f"  {line}", style="dim")
     made = results.provenance
     console.print(
-        f"  commit {str(made['commit'])[:7]}{' (changed)' if made['dirty'] else ''}, {made['machine']['processor']},"
+        f"  {(made['commit'] or 'no commit')[:9]}{' (changed)' if made['dirty'] else ''},"
+        f" {made['machine']['processor']},"
         f" {made['threads']} thread(s), {clock} clock; load {made['load_at_start']:.1f} before and"
         f" {made.get('load_at_end', float('nan')):.1f} after"
     )

@@ -67,12 +67,12 @@ def _speed(axes: Axes, results: Results, regime: Regime, title: str, unit: str) 
 
 
 def _memory(axes: Axes, results: Results) -> None:
-    def gib(name: str, length: int) -> list[float]:
+    def mib(name: str, length: int) -> list[float]:
         peak = results.row(name, "prefill", length).get("peak_bytes")
-        return [] if peak is None else [peak / (1 << 30)]
+        return [] if peak is None else [peak / (1 << 20)]
 
-    _lines(axes, results, "prefill", gib)
-    _label(axes, "peak memory of prefill, beyond the weights", "GiB (less is better)", "tokens")
+    _lines(axes, results, "prefill", mib)
+    _label(axes, "peak memory of prefill, beyond the weights", "MiB (less is better)", "tokens")
 
 
 def _lines(axes: Axes, results: Results, regime: Regime, values: Callable[[str, int], list[float]]) -> None:
@@ -117,13 +117,15 @@ def _label(axes: Axes, title: str, unit: str, x: str) -> None:
 def _round_ticks(axes: Axes) -> None:
     """Ticks at 1, 2 and 5 times the powers of ten that the values span."""
     low, high = axes.get_ylim()
-    ticks = [m * 10.0**e for e in range(-4, 7) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
-    if len(ticks) >= 2:
-        axes.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
+    for steps in ((1, 2, 5), range(1, 10)):
+        ticks = [m * 10.0**e for e in range(-4, 7) for m in steps if low <= m * 10.0**e <= high]
+        if len(ticks) >= 2:
+            axes.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
+            return
 
 
 def _title(results: Results) -> str:
     made = results.provenance
-    commit = f"{str(made['commit'])[:7]}{', changed' if made['dirty'] else ''}"
+    commit = f"{(made['commit'] or 'no commit')[:9]}{', changed' if made['dirty'] else ''}"
     machine = f"{made['machine']['processor']}, {made['threads']} thread(s)"
     return f"What a model costs: {machine}, {made['date'][:10]}, {commit}"

@@ -211,7 +211,7 @@ def _speed_table(results: Results, regime: Regime, body_only: bool = False) -> T
         "decode": "decode: ms a token at this context",
     }
     title = "the same without head and loss: tokens/s" if body_only else titles[regime]
-    table = Table(title=f"\n{title}; median [quartiles]", title_style="bold")
+    table = Table(title=f"\n{title}; median \\[quartiles]", title_style="bold")
     table.add_column("model", no_wrap=True)
     lengths = results.lengths(regime)
     for length in lengths:
@@ -243,7 +243,7 @@ def _cost_table(results: Results) -> Table:
     peaks = [(regime, max(results.lengths(regime))) for regime in results.regimes() if regime != "decode"]
     for regime, length in peaks:
         table.add_column(f"peak, {regime} {short(length)}", justify="right")
-    table.add_column("allocated in prefill", justify="right")
+    table.add_column("allocated a token", justify="right")
     for name, facts in results.models.items():
         slopes = [str(slope or "-") for slope in (results.slope(name, "prefill"), results.slope(name, "train"))]
         state = facts.get(f"state_bytes_{STATE_TOKENS}")
@@ -254,7 +254,7 @@ def _cost_table(results: Results) -> Table:
             f"{facts.get('body_parameters', 0) / 1e6:.1f}M",
             *slopes,
             *("-" if size is None else f"{size / _MIB:,.1f} MiB" for size in (state, *memory)),
-            next((f"{size / 1024:,.0f} KiB/token" for size in reversed(counted) if size), "-"),
+            next((f"{size / 1024:,.0f} KiB" for size in reversed(counted) if size), "-"),
             style="bold" if facts["ours"] else "",
         )
     return table
@@ -306,6 +306,8 @@ def _value(ratio: tuple[float, str] | None, limit: float, at_least: bool) -> tup
 
 
 def short(tokens: float) -> str:
-    """4096 as 4K; what is not a whole number of K as it is."""
+    """4096 as 4K, 100,000 as 100k; what is neither as it is."""
     tokens = int(tokens)
+    if tokens >= 10_000 and tokens % 1000 == 0:
+        return f"{tokens // 1000}k"
     return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"
