@@ -21,7 +21,7 @@ from hfa.nn.conv import ShortConv
 from hfa.nn.norm import l2_norm
 from hfa.ops.anchor import anchor_read, gathered_anchor_read
 from hfa.ops.attention import causal_attention
-from hfa.ops.index import CHUNK, Search, retrieve, retrieve_exactly
+from hfa.ops.index import CHUNK, Search, retrieve, retrieve_exactly, room
 
 # Where match-init points the short convolutions of an anchor layer: a query describes the tokens up to the present
 # one, a key the tokens before its own, so that a repeated context matches the token that followed it.
@@ -142,7 +142,7 @@ class Anchor(Mixer):
         memory = state.memory.append(k, v, self.index.codes(described))
         near_from = self._near_from(state.memory.length, x.shape[1])
         tries = self._prepared(lookup.tries, memory, state.memory, near_from)
-        chosen, touched = self._retrieve(asked, q, memory, state.memory.length, tries)
+        chosen, touched = self._retrieve(asked, memory, state.memory.length, tries)
         if self.on_read:
             self.on_read(state.memory.length, chosen[:, None], near_from, touched)
         read = self._read(q.transpose(1, 2), memory, state.memory, chosen)
@@ -156,7 +156,7 @@ class Anchor(Mixer):
 
     def _room(self, capacity: int) -> tuple[int, int]:
         """Tables and chunks of the tries for a memory of that capacity; nothing enters while all is in the window."""
-        return Tries.room(capacity, self.search.num_trees) if capacity > self.search.window else (0, 0)
+        return room(capacity, self.search.num_trees) if capacity > self.search.window else (0, 0)
 
     def _prepared(self, tries: Tries, memory: Memory, before: Memory, near_from: Tensor) -> Tries:
         """The tries, as they were when all before `near_from` had entered, and with room for what is to come."""
@@ -165,16 +165,16 @@ class Anchor(Mixer):
         return tries.copied(self._room(memory.capacity), near_from[:, 0])
 
     @torch.no_grad()
-    def _retrieve(self, asked: Tensor, q: Tensor, memory: Memory, start: Tensor, tries: Tries) -> tuple[Tensor, Tensor]:
+    def _retrieve(self, asked: Tensor, memory: Memory, start: Tensor, tries: Tries) -> tuple[Tensor, Tensor]:
         """Positions to read beyond the window, int32 [B, T, R], and how many were looked at, [B, T]."""
-        keys, _, codes = memory.read()
-        if keys.shape[1] <= self.search.window:
-            nothing = torch.full((*q.shape[:2], self.search.num_retrieved), -1, dtype=torch.int32, device=q.device)
+        codes = memory.read()[2]
+        if codes.shape[1] <= self.search.window:
+            nothing = start.new_full((*asked.shape[:2], self.search.num_retrieved), -1, dtype=torch.int32)
             return nothing, torch.zeros_like(nothing[..., 0])
-        query = q.unflatten(2, (self.num_memory_heads, -1)).sum(3).flatten(2)  # all heads choose together
-        if q.device.type == "cpu":
-            return retrieve(self.index.scores(asked), query, keys.flatten(2), codes, *tries, start, self.search)
-        return retrieve_exactly(query, keys.flatten(2), start, self.search)
+        scores = self.index.scores(asked)
+        if codes.device.type == "cpu":
+            return retrieve(scores, codes, *tries, start, self.search)
+        return retrieve_exactly(scores, codes, start, self.search)
 
     def _read(self, q: Tensor, memory: Memory, before: Memory, chosen: Tensor) -> Tensor:
         """[B, H, T, K] to [B, H, T, V]."""

@@ -50,11 +50,6 @@ class Tries(NamedTuple):
                 x[beyond] = 0
         return copy
 
-    @staticmethod
-    def room(capacity: int, num_trees: int) -> tuple[int, int]:
-        """Tables and chunks that `capacity` tokens may take."""
-        return num_trees + capacity // 8, num_trees * capacity + 1
-
 
 class IndexState(NamedTuple):
     """What the projections carry, and the tries."""

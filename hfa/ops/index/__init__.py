@@ -6,6 +6,6 @@ query share many. A trie over the codes, in several orders of the groups, is des
 
 from hfa.ops.index.exact import retrieve_exactly
 from hfa.ops.index.naive import naive_retrieve
-from hfa.ops.index.retrieve import CHUNK, Search, retrieve
+from hfa.ops.index.retrieve import CHUNK, Search, retrieve, room
 
-__all__ = ["CHUNK", "Search", "naive_retrieve", "retrieve", "retrieve_exactly"]
+__all__ = ["CHUNK", "Search", "naive_retrieve", "retrieve", "retrieve_exactly", "room"]

@@ -6,18 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
+from hfa.ops.index.exact import measure_regret
 from hfa.ops.index.retrieve import Search
 
 Trie = dict[int, Any]  # code to a Trie, or to a leaf: the positions in it, oldest first
 
 
-def naive_retrieve(
-    scores: Tensor, query: Tensor, keys: Tensor, codes: Tensor, start: int, search: Search
-) -> list[list[int]]:
-    """What :func:`hfa.ops.index.retrieve` retrieves for one row, from the codes alone; each list best first.
+def naive_retrieve(scores: Tensor, codes: Tensor, start: int, search: Search) -> list[dict[int, float]]:
+    """What :func:`hfa.ops.index.retrieve` retrieves for one row: each position with the regret of its codes.
 
     Args:
-        scores: [T, groups, codes]; query: [T, W]; keys: [N, W]; codes: uint8 [N, groups].
+        scores: [T, groups, codes]; codes: uint8 [N, groups].
     """
     groups = codes.shape[1]
     orders = [
@@ -26,20 +25,19 @@ def naive_retrieve(
     ]
     tries: list[Trie] = [{} for _ in orders]
     inserted, found = 0, []
-    for t in range(len(query)):
+    for t in range(len(scores)):
         limit = (start + t) // search.block_size * search.block_size - search.window
         while inserted < limit:
             for trie, order in zip(tries, orders, strict=True):
                 _insert(trie, order, 0, codes, inserted, search.leaf_size)
             inserted += 1
-        spread = scores[t].square().mean(-1, keepdim=True).add(1e-12).rsqrt()
-        regret = ((scores[t].amax(-1, keepdim=True) - scores[t]) * spread).clamp(max=search.regret_cap)
-        candidates: set[int] = set()
+        regret = measure_regret(scores[t], search.regret_cap)
+        distances: dict[int, float] = {}
         for trie, order in zip(tries, orders, strict=True):
             for leaf in _descend(trie, order, regret, search.beam):
-                candidates.update(leaf[-search.leaf_size :])
-        ranked = sorted(candidates, key=lambda position: -float(query[t] @ keys[position]))
-        found.append(ranked[: search.num_retrieved])
+                for position in leaf[-search.leaf_size :]:
+                    distances[position] = float(regret[range(groups), codes[position].long()].sum())
+        found.append(dict(sorted(distances.items(), key=lambda entry: entry[1])[: search.num_retrieved]))
     return found
 
 

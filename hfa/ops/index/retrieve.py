@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfa.ops.index.trie import CHUNK, retrieve_row
+from hfa.ops.index.trie import CHUNK, SPARE_TABLES, TOKENS_PER_TABLE, retrieve_row
 
-__all__ = ["CHUNK", "Search", "retrieve"]
+__all__ = ["CHUNK", "Search", "retrieve", "room"]
 
 
 class Search(NamedTuple):
     """How far a query looks.
 
     A query looks at no more than ``num_trees * beam * leaf_size`` tokens outside its window, however long the
-    context, and retrieves the `num_retrieved` best of them.
+    context, and retrieves those whose codes are nearest.
     """
 
     window: int  # tokens that are read anyway, at least; a multiple of block_size
@@ -29,10 +29,13 @@ class Search(NamedTuple):
     regret_cap: float = 2.25  # what the least likely code of a group costs, in spreads of the group's scores
 
 
+def room(num_tokens: int, num_trees: int) -> tuple[int, int]:
+    """The tables and chunks that `num_tokens` may take, whatever their codes."""
+    return num_trees + SPARE_TABLES + num_tokens // TOKENS_PER_TABLE, num_trees * num_tokens + 1
+
+
 def retrieve(
     scores: Tensor,
-    query: Tensor,
-    keys: Tensor,
     codes: Tensor,
     tables: Tensor,
     chunks: Tensor,
@@ -47,25 +50,21 @@ def retrieve(
 
     Args:
         scores: [B, T, groups, 64], of every code for the queries of positions ``start .. start + T - 1``.
-        query: [B, T, W], what the tokens found are ranked by: the largest ``query . key``.
-        keys: [B, N, W], new tokens included.
-        codes: uint8 [B, N, groups].
+        codes: uint8 [B, N, groups], new tokens included.
         tables: int32 [B, number, 64], chunks: int32 [B, number, CHUNK], counts: int64 [B, 4]: the index of each row,
-            updated in place; zeros are an empty one. `chunks` needs ``num_trees * N + 1``.
+            updated in place; zeros are an empty one. :func:`room` says how many tables and chunks it takes.
         start: int64 [B], tokens of each row before the new ones.
         search: how far to look.
 
     Returns:
         positions int32 [B, T, num_retrieved], -1 where there are fewer; and tokens looked at, int32 [B, T].
     """
-    return torch.ops.hfa.retrieve(scores, query, keys, codes, tables, chunks, counts, start, *search)  # type: ignore[no-any-return]
+    return torch.ops.hfa.retrieve(scores, codes, tables, chunks, counts, start, *search)  # type: ignore[no-any-return]
 
 
 @torch.library.custom_op("hfa::retrieve", mutates_args=("tables", "chunks", "counts"), device_types="cpu")
 def _retrieve(
     scores: Tensor,
-    query: Tensor,
-    keys: Tensor,
     codes: Tensor,
     tables: Tensor,
     chunks: Tensor,
@@ -79,17 +78,15 @@ def _retrieve(
     leaf_size: int,
     regret_cap: float,
 ) -> tuple[Tensor, Tensor]:
-    batch, length = query.shape[:2]
+    batch, length = scores.shape[:2]
     chosen = torch.empty(batch, length, num_retrieved, dtype=torch.int32)
     touched = torch.empty(batch, length, dtype=torch.int32)
-    scores, query = scores.float().contiguous(), query.contiguous()
+    scores = scores.float().contiguous()
     starts = start.tolist()
 
     def row(b: int) -> None:
         retrieve_row(
             scores[b].numpy(),
-            query[b].numpy(),
-            keys[b].numpy(),
             codes[b].numpy(),
             tables[b].numpy(),
             chunks[b].numpy(),
@@ -116,6 +113,6 @@ def _retrieve(
 
 
 @_retrieve.register_fake
-def _(scores, query, keys, codes, tables, chunks, counts, start, window, block_size, num_retrieved, *_):  # type: ignore[no-untyped-def]
-    shape = query.shape[:2]
-    return query.new_empty((*shape, num_retrieved), dtype=torch.int32), query.new_empty(shape, dtype=torch.int32)
+def _(scores, codes, tables, chunks, counts, start, window, block_size, num_retrieved, *_):  # type: ignore[no-untyped-def]
+    shape = scores.shape[:2]
+    return scores.new_empty((*shape, num_retrieved), dtype=torch.int32), scores.new_empty(shape, dtype=torch.int32)

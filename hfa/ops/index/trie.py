@@ -2,8 +2,8 @@
 
 A trie is a tree of *tables*, one entry per value of a code: 0 for nothing, the number of a table one level down, or
 minus the number of a *leaf*. A leaf is a chain of chunks, newest first, each ``[next, tokens in the chain so far,
-up to 6 positions]``. A leaf of `leaf_size` tokens splits by the next code; one that has no code left, or no table to
-split into, goes on growing: nothing is evicted.
+up to 6 positions]``. A leaf of `leaf_size` tokens splits by the next code; one that has no code left goes on growing,
+and so does one that would take more than its share of tables, until there are more: nothing is evicted.
 
 `counts` is ``[tokens inserted, tables in use, chunks in use, first free chunk]``; the first `num_trees` tables are the
 roots, and zeros everywhere are an empty index.
@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit
 
 CHUNK = 8  # numbers in a chunk of a leaf
+SPARE_TABLES, TOKENS_PER_TABLE = 64, 8  # tables that the first tokens may take, and how many each later one adds
 _HELD = CHUNK - 2  # positions among them
 _INSERTED, _TABLES, _CHUNKS, _FREE = range(4)
 _FAR = np.float32(1e30)
@@ -28,14 +29,14 @@ Array = np.ndarray[Any, Any]
 def insert(
     codes: Array, tables: Array, chunks: Array, counts: Array, stop: int, num_trees: int, leaf_size: int
 ) -> None:
-    """Insert the tokens up to position `stop`: codes uint8 [N, groups]."""
-    first, groups = counts[_INSERTED], codes.shape[1]
-    if first >= stop:
-        return
-    moved = np.empty(leaf_size + 1, np.int32)
-    for tree in range(num_trees):
-        turn = tree * groups // num_trees  # every trie takes the groups in an order of its own
-        for token in range(first, stop):
+    """Insert the tokens up to position `stop`: codes uint8 [N, groups].
+
+    What comes of it depends on the tokens alone, not on the steps in which they come.
+    """
+    groups = codes.shape[1]
+    for token in range(counts[_INSERTED], stop):
+        for tree in range(num_trees):
+            turn = tree * groups // num_trees  # every trie takes the groups in an order of its own
             table, depth = tree, 0
             while True:
                 code = codes[token, (depth + turn) % groups]
@@ -44,19 +45,19 @@ def insert(
                     table, depth = entry, depth + 1
                     continue
                 full = entry < 0 and chunks[-entry, 1] >= leaf_size and depth + 1 < groups
-                if not full or num_trees + counts[_TABLES] >= tables.shape[0]:
+                if not full or counts[_TABLES] >= SPARE_TABLES + token // TOKENS_PER_TABLE:
                     tables[table, code] = -_append(chunks, counts, -entry, token)
                     break
-                held = _take_apart(chunks, counts, -entry, moved)
+                moved = _take_apart(chunks, counts, -entry)
                 lower = num_trees + counts[_TABLES]
                 counts[_TABLES] += 1
                 tables[lower] = 0
                 tables[table, code] = lower
-                for i in range(held - 1, -1, -1):  # oldest first, as they came
-                    below = codes[moved[i], (depth + 1 + turn) % groups]
-                    tables[lower, below] = -_append(chunks, counts, -tables[lower, below], moved[i])
+                for held in moved[::-1]:  # oldest first, as they came
+                    below = codes[held, (depth + 1 + turn) % groups]
+                    tables[lower, below] = -_append(chunks, counts, -tables[lower, below], held)
                 table, depth = lower, depth + 1
-    counts[_INSERTED] = stop
+    counts[_INSERTED] = max(counts[_INSERTED], stop)
 
 
 @njit(nogil=True, cache=True)
@@ -79,18 +80,18 @@ def _append(chunks: Array, counts: Array, leaf: int, token: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _take_apart(chunks: Array, counts: Array, leaf: int, moved: Array) -> int:
-    """Free a leaf's chunks and write its tokens to `moved`, newest first; how many there were."""
-    held = 0
+def _take_apart(chunks: Array, counts: Array, leaf: int) -> Array:
+    """Free a leaf's chunks; its tokens, newest first."""
+    tokens, held = np.empty(chunks[leaf, 1], np.int32), 0
     while leaf:
         for i in range((chunks[leaf, 1] - 1) % _HELD, -1, -1):
-            moved[held] = chunks[leaf, 2 + i]
+            tokens[held] = chunks[leaf, 2 + i]
             held += 1
         following = chunks[leaf, 0]
         chunks[leaf, 0] = counts[_FREE]
         counts[_FREE] = leaf
         leaf = following
-    return held
+    return tokens
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -145,7 +146,7 @@ def descend(
 
 
 @njit(nogil=True, cache=True, fastmath=True, inline="always")
-def _keep(nodes: Array, costs: Array, kept: int, beam: int, node: int, cost: float) -> tuple[int, float]:
+def _keep(nodes: Array, costs: Array, kept: int, beam: int, node: int, cost: float) -> tuple[int, Any]:
     """Insert a node into a sorted beam; how many it holds, and the cost that a further one must beat."""
     place = kept if kept < beam else beam - 1
     kept = min(kept + 1, beam)
@@ -153,15 +154,12 @@ def _keep(nodes: Array, costs: Array, kept: int, beam: int, node: int, cost: flo
         nodes[place], costs[place] = nodes[place - 1], costs[place - 1]
         place -= 1
     nodes[place], costs[place] = node, cost
-    worst: float = costs[beam - 1] if kept == beam else _FAR
-    return kept, worst
+    return kept, costs[beam - 1] if kept == beam else _FAR
 
 
 @njit(nogil=True, cache=True, fastmath=True)
 def retrieve_row(
     scores: Array,
-    query: Array,
-    keys: Array,
     codes: Array,
     tables: Array,
     chunks: Array,
@@ -180,7 +178,6 @@ def retrieve_row(
 
     Args:
         scores: float32 [T, groups, codes], of the queries at ``start .. start + T - 1``.
-        query: [T, W], what keys [N, W] are ranked by, largest product first.
         codes: uint8 [N, groups]; tables, chunks and counts: the index, updated in place.
         chosen: int32 [T, R], gets positions, -1 where there are fewer.
         touched: int32 [T], gets the number of candidates looked at.
@@ -193,7 +190,7 @@ def retrieve_row(
     while room < 2 * num_trees * beam * leaf_size:
         room *= 2
     seen = np.empty(room, np.int32)  # a hash set of the positions looked at
-    best, where = np.empty(wanted, query.dtype), np.empty(wanted, np.int32)  # a heap with the worst on top
+    distances, nearest = np.empty(wanted, np.float32), np.empty(wanted, np.int32)
     for t in range(scores.shape[0]):
         limit = (start + t) // block * block - window
         chosen[t] = -1
@@ -205,8 +202,7 @@ def retrieve_row(
         seen[:] = -1
         held, looked = 0, 0
         for tree in range(num_trees):
-            turn = tree * groups // num_trees
-            leaves = descend(regret, tables, tree, turn, nodes, costs, below, below_costs)
+            leaves = descend(regret, tables, tree, tree * groups // num_trees, nodes, costs, below, below_costs)
             for leaf in range(leaves):
                 chunk, left = -nodes[leaf], leaf_size
                 while chunk and left:
@@ -222,37 +218,49 @@ def retrieve_row(
                             continue
                         seen[slot] = position
                         looked += 1
-                        product = query[t, 0] * keys[position, 0]
-                        for x in range(1, query.shape[1]):
-                            product += query[t, x] * keys[position, x]
-                        held = _heap_put(best, where, held, product, position)
+                        held = _keep_nearest(distances, nearest, held, _distance(regret, codes[position]), position)
                     chunk = chunks[chunk, 0]
-        chosen[t, :held] = where[:held]
+        chosen[t, :held] = nearest[:held]
         touched[t] = looked
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _heap_put(best: Array, where: Array, held: int, value: float, position: int) -> int:
-    """Put a value into a heap of the largest; how many it holds."""
-    if held < best.shape[0]:
+@njit(nogil=True, cache=True, fastmath=True, inline="always")
+def _distance(regret: Array, codes: Array) -> Any:
+    """The regret of a token's codes, summed over the groups in four sums that do not wait for each other."""
+    one = two = three = four = np.float32(0)
+    whole = len(codes) // 4 * 4
+    for group in range(0, whole, 4):
+        one += regret[group, codes[group]]
+        two += regret[group + 1, codes[group + 1]]
+        three += regret[group + 2, codes[group + 2]]
+        four += regret[group + 3, codes[group + 3]]
+    for group in range(whole, len(codes)):
+        one += regret[group, codes[group]]
+    return (one + two) + (three + four)
+
+
+@njit(nogil=True, cache=True, fastmath=True, inline="always")
+def _keep_nearest(distances: Array, nearest: Array, held: int, distance: float, position: int) -> int:
+    """Put a token into a heap of the nearest, with the farthest on top; how many it holds."""
+    if held < distances.shape[0]:
         place = held
-        while place > 0 and best[(place - 1) // 2] > value:
-            best[place], where[place] = best[(place - 1) // 2], where[(place - 1) // 2]
+        while place > 0 and distances[(place - 1) // 2] < distance:
+            distances[place], nearest[place] = distances[(place - 1) // 2], nearest[(place - 1) // 2]
             place = (place - 1) // 2
-        best[place], where[place] = value, position
+        distances[place], nearest[place] = distance, position
         return held + 1
-    if value <= best[0]:
+    if distance >= distances[0]:
         return held
     place = 0
     while True:
         child = 2 * place + 1
         if child >= held:
             break
-        if child + 1 < held and best[child + 1] < best[child]:
+        if child + 1 < held and distances[child + 1] > distances[child]:
             child += 1
-        if best[child] >= value:
+        if distances[child] <= distance:
             break
-        best[place], where[place] = best[child], where[child]
+        distances[place], nearest[place] = distances[child], nearest[child]
         place = child
-    best[place], where[place] = value, position
+    distances[place], nearest[place] = distance, position
     return held
