@@ -46,3 +46,17 @@ def test_fast_equals_naive(read, length: int, starts: list[int], window: int, bl
 def test_the_operator_is_one_for_torch() -> None:
     q, k, v, chosen, start = inputs(11, [29, 17], 8, 4)
     torch.library.opcheck(torch.ops.hfa.anchor_read.default, (q, k, v, chosen, start, 8, 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 50])
+@pytest.mark.parametrize("starts", [[0, 0], [100, 31]])
+def test_vectors_equal_naive(length: int, starts: list[int]) -> None:
+    """Widths that fill vectors are read by a kernel of their own."""
+    q, k, v, chosen, start = inputs(length, starts, 16, 8)
+    q, k, v = (torch.cat([x, x, -x, x, x, x, x.flip(-2), x], -1).float() for x in (q, k, v))  # 48 wide
+    got = anchor_read(q, k, v, chosen, start, window=16, block_size=8)
+    torch.testing.assert_close(
+        got, naive_anchor_read(q, k, v, chosen, start, window=16, block_size=8), atol=1e-5, rtol=1e-5
+    )
+    assert not got.isnan().any()

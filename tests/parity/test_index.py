@@ -39,7 +39,7 @@ def distances(scores: torch.Tensor, codes: torch.Tensor, chosen: torch.Tensor) -
 
 
 @pytest.mark.parametrize("values", [8, 64])
-@pytest.mark.parametrize(("num_trees", "beam", "leaf_size"), [(1, 1, 4), (2, 3, 4), (4, 4, 8), (3, 64, 5), (6, 2, 3)])
+@pytest.mark.parametrize(("num_trees", "beam", "leaf_size"), [(1, 1, 4), (2, 3, 4), (4, 4, 8), (3, 64, 5), (6, 2, 12)])
 def test_the_kernel_retrieves_what_dictionaries_do(num_trees: int, beam: int, leaf_size: int, values: int) -> None:
     scores, codes = inputs(700, 40, values)
     how = search(num_trees, beam, leaf_size)

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from hfa.ops.simd import WIDTH, load, splat, store, total
+
 Array = np.ndarray[Any, Any]
+
+_NOTHING = -30.0  # logits below the greatest: too little for a sum to notice
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -47,7 +51,7 @@ def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) ->
                 for x in range(value_width):
                     read[x] *= total
                 for i in range(count):
-                    if logits[h, i] - top[h] < -30:
+                    if logits[h, i] - top[h] < _NOTHING:
                         continue
                     weight = math.exp(logits[h, i] - top[h])
                     total += weight
@@ -57,6 +61,43 @@ def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) ->
                 for x in range(value_width):
                     read[x] /= total
                 lse[head, t] = top[h] + math.log(total)
+
+
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, groups: int, width: int) -> None:
+    """What `join` does, for float32 and a width in whole vectors: q, k, v and out are addresses, all contiguous."""
+    heads, length = lse.shape
+    group, row = heads // groups, groups * width
+    weights = np.empty(chosen.shape[1], np.float32)
+    for t in range(length):
+        count = 0
+        while count < len(weights) and chosen[t, count] >= 0:
+            count += 1
+        if count == 0:
+            continue
+        for head in range(heads):
+            query, memory = (head * length + t) * width, head // group * width
+            top = lse[head, t]
+            for i in range(count):
+                key = np.intp(chosen[t, i]) * row + memory
+                product = load(q, query) * load(k, key)
+                for x in range(WIDTH, width, WIDTH):
+                    product = product + load(q, query + x) * load(k, key + x)
+                weights[i] = total(product)
+                top = max(top, weights[i])
+            kept = np.float32(math.exp(lse[head, t] - top))
+            whole = kept
+            for i in range(count):
+                gap = weights[i] - top
+                weights[i] = np.float32(math.exp(gap)) if gap > _NOTHING else np.float32(0)
+                whole += weights[i]
+            for x in range(0, width, WIDTH):
+                read = load(out, query + x) * splat(kept)
+                for i in range(count):
+                    value = np.intp(chosen[t, i]) * row + memory
+                    read = read + splat(weights[i]) * load(v, value + x)
+                store(out, query + x, read * splat(np.float32(1) / whole))
+            lse[head, t] = top + math.log(whole)
 
 
 @njit(nogil=True, cache=True, fastmath=True)
@@ -98,7 +139,7 @@ def join_backward(
                     logit = query[0] * key[0]
                     for x in range(1, width):
                         logit += query[x] * key[x]
-                    if logit - lse[head, t] < -30:
+                    if logit - lse[head, t] < _NOTHING:
                         continue
                     weight = math.exp(logit - lse[head, t])
                     along = above[0] * value[0]

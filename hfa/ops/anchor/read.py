@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hfa.ops.anchor.far import join, join_backward
+from hfa.ops.anchor.far import join, join_backward, join_vectors
+from hfa.ops.simd import suits, tracked
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_NOTHING = -1e30  # the log-sum-exp of no token
 
 
 def anchor_read(
@@ -25,8 +27,10 @@ def anchor_read(
 
     The -1 of `chosen` come last.
     """
-    read: Tensor = torch.ops.hfa.anchor_read(q, k, v, chosen, start, window, block_size)[0]
-    return read
+    if tracked(q, k, v):
+        read: Tensor = torch.ops.hfa.anchor_read(q, k, v, chosen, start, window, block_size)[0]
+        return read
+    return _read(q, k, v, chosen, start, window, block_size)[0]
 
 
 class _Span(NamedTuple):
@@ -93,20 +97,47 @@ def _spans(start: int, length: int, window: int, block_size: int) -> Iterator[_S
         position = stop
 
 
-@torch.library.custom_op("hfa::anchor_read", mutates_args=(), device_types="cpu")
-def _anchor_read(
+def _read(
     q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, start: Tensor, window: int, block_size: int
 ) -> tuple[Tensor, Tensor]:
+    """What is read and the log-sum-exp of its logits, [B, H, T, V] and [B, H, T]."""
     groups, q = k.shape[2], q.contiguous()
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
     for b, first in enumerate(start.tolist()):
-        for span in _spans(first, q.shape[2], window, block_size):
-            mask = span.mask(q.shape[1] // groups, q)
-            read, norm = _flash(span.queries(q[b], groups), span.keys(k[b]), span.keys(v[b]), attn_mask=mask, scale=1.0)
-            span.put(out[b], read)
-            span.put(lse[b, ..., None], norm[..., None])
-        join(*(x[b].numpy() for x in (q, k, v, chosen, out, lse)))
+        vectors = suits(q, k, v) and k[b].is_contiguous() and v[b].is_contiguous()
+        far = chosen[b]
+        if vectors and q.shape[2] == 1:  # decoding: the window is joined as if it had been chosen
+            far = _with_window(far[0], first, window, block_size)
+            out[b], lse[b] = 0.0, _NOTHING
+        else:
+            _read_windows(q[b], k[b], v[b], first, window, block_size, out[b], lse[b])
+        if vectors:
+            addresses = (x[b].data_ptr() for x in (q, k, v, out))
+            join_vectors(*addresses, far.numpy(), lse[b].numpy(), groups, q.shape[3])
+        else:
+            join(*(x[b].numpy() for x in (q, k, v, chosen, out, lse)))
     return out, lse
+
+
+def _with_window(chosen: Tensor, position: int, window: int, block_size: int) -> Tensor:
+    """What is read at `position`, int32 [1, S]."""
+    first = max(0, position // block_size * block_size - window)
+    return torch.cat([chosen[chosen >= 0], torch.arange(first, position + 1, dtype=torch.int32)])[None]
+
+
+def _read_windows(
+    q: Tensor, k: Tensor, v: Tensor, start: int, window: int, block_size: int, out: Tensor, lse: Tensor
+) -> None:
+    """Read the windows alone, of one row."""
+    groups = k.shape[1]
+    for span in _spans(start, q.shape[1], window, block_size):
+        mask = span.mask(len(q) // groups, q)
+        read, norm = _flash(span.queries(q, groups), span.keys(k), span.keys(v), attn_mask=mask, scale=1.0)
+        span.put(out, read)
+        span.put(lse[..., None], norm[..., None])
+
+
+_anchor_read = torch.library.custom_op("hfa::anchor_read", _read, mutates_args=(), device_types="cpu")
 
 
 @_anchor_read.register_fake

@@ -59,11 +59,12 @@ def retrieve(
     Returns:
         positions int32 [B, T, num_retrieved], -1 where there are fewer; and tokens looked at, int32 [B, T].
     """
-    return torch.ops.hfa.retrieve(scores, codes, tables, chunks, counts, start, *search)  # type: ignore[no-any-return]
+    search_all = torch.ops.hfa.retrieve if torch.compiler.is_compiling() else _search
+    found: tuple[Tensor, Tensor] = search_all(scores, codes, tables, chunks, counts, start, *search)
+    return found
 
 
-@torch.library.custom_op("hfa::retrieve", mutates_args=("tables", "chunks", "counts"), device_types="cpu")
-def _retrieve(
+def _search(
     scores: Tensor,
     codes: Tensor,
     tables: Tensor,
@@ -110,6 +111,11 @@ def _retrieve(
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             list(pool.map(row, range(batch)))
     return chosen, touched
+
+
+_retrieve = torch.library.custom_op(
+    "hfa::retrieve", _search, mutates_args=("tables", "chunks", "counts"), device_types="cpu"
+)
 
 
 @_retrieve.register_fake
