@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hfa import checkpoint
 from hfa.data.loader import Item, collate
 from hfa.errors import ConfigError
 from hfa.metrics.bits import BitsPerByte, LossByPosition
+from hfa.metrics.group import is_right, right_nats
 from hfa.metrics.plot import plot_loss, plot_recall
 from hfa.metrics.recall import Count, Recall
+from hfa.metrics.retention import Kept
 from hfa.models import LanguageModel
+from hfa.models.audit import audit
+from hfa.models.memory import Memory
+from hfa.models.state import State
 from hfa.training.fit import started_loggers
 from hfa.training.loggers import log_picture
 from hfa.training.loggers.wandb import download
@@ -26,7 +30,7 @@ from hfa.training.provenance import provenance
 from hfa.training.record import recorded
 from hfa.training.report import show
 from hfa.training.settings import EvaluationSettings, read_settings
-from hfa.types import IGNORE, Batch, Source, Split, Tokenizer
+from hfa.types import IGNORE, NOWHERE, Batch, Source, Split, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +44,8 @@ class Evaluation(NamedTuple):
     Attributes:
         bits: bits per byte by (text source, length).
         loss: by position, of each text source at its greatest length.
-        recall: exact answers by (task, length, depth).
+        recall: exact answers by (task, length, depth), and where models have an exact memory what was stored in it
+            and selected from it.
     """
 
     bits: dict[tuple[str, int], BitsPerByte]
@@ -59,8 +64,15 @@ class Evaluation(NamedTuple):
             for (name, length), counted in self.bits.items()
         ]
         recall = [
-            {"task": task, "length": length, "accuracy": c.accuracy, "interval": list(c.interval), "answers": c.answers}
-            for task, length, c in self.answers()
+            {
+                "task": task,
+                "length": length,
+                "accuracy": count.accuracy,
+                "interval": list(count.interval),
+                "answers": count.answers,
+                "retention": {name: share.to_json() for name, share in count.retention().items()},
+            }
+            for task, length, count in self.answers()
         ]
         return {
             "bits_per_byte": bits,
@@ -72,7 +84,14 @@ class Evaluation(NamedTuple):
     def metrics(self) -> dict[str, float]:
         """One number for each source and length, as loggers and tables want them."""
         bits = {f"test/bits_per_byte/{name}/{length}": bits.value for (name, length), bits in self.bits.items()}
-        return bits | {f"test/recall/{task}/{length}": count.accuracy for task, length, count in self.answers()}
+        recall = {f"test/recall/{task}/{length}": count.accuracy for task, length, count in self.answers()}
+        audited = {
+            f"test/{name}/{task}/{length}": share.value
+            for task, length, count in self.answers()
+            for name, share in count.retention().items()
+            if name != "answer"
+        }
+        return bits | recall | audited
 
 
 def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
@@ -164,9 +183,9 @@ def evaluate_model(
             by_position = LossByPosition.doubling(length, _FIRST_BIN)
             bits = BitsPerByte()
             for batch in _batches(part, num_examples, batch_size, split):
-                nats, correct = predict(model, batch, chunk_size)
+                nats, correct, kept = predict(model, batch, chunk_size)
                 if part.kind == "recall":
-                    found.recall.update(name, correct, batch.gold)
+                    found.recall.update(name, correct, batch.gold, kept)
                 else:
                     bits.update(nats, batch.labels, byte_lengths)
                     by_position.update(nats, batch.labels, byte_lengths)
@@ -176,34 +195,56 @@ def evaluate_model(
     return found
 
 
+class Predicted(NamedTuple):
+    """How the labels of a batch were predicted, on the CPU."""
+
+    nats: Tensor  # float32 [B, T], 0 where nothing is scored
+    correct: Tensor  # bool [B, T], the likeliest token was the label, or another of its group
+    kept: Kept | None  # what became of the evidence; None in a model that has no exact memory
+
+
 @torch.no_grad()
-def predict(model: LanguageModel, batch: Batch, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """How each label of a batch is predicted, on the CPU.
+def predict(model: LanguageModel, batch: Batch, chunk_size: int) -> Predicted:
+    """Predict each label of a batch.
+
+    Only the pieces with labels whose evidence is known are audited: what the others read is nobody's answer.
 
     Args:
         model: in eval mode.
         batch: on any device.
         chunk_size: tokens run at once.
-
-    Returns:
-        nats float32 [B, T], 0 where nothing is scored, and whether the likeliest token is the label, bool [B, T].
     """
     device = next(model.parameters()).device
-    tokens, labels = batch.tokens.to(device), batch.labels.to(device)
+    tokens, labels, group = (part.to(device) for part in (batch.tokens, batch.labels, batch.group))
     nats, correct = torch.zeros(tokens.shape), torch.zeros(tokens.shape, dtype=torch.bool)
     positions = max(1, _LOGITS // model.config.vocab_size)
     last = int((labels != IGNORE).any(0).nonzero().max()) + 1 if (labels != IGNORE).any() else 0
-    state = None
+    kept, state = Kept.nothing(batch.gold), None
     for start in range(0, last, chunk_size):
         piece = slice(start, min(start + chunk_size, last))
-        features, state = model.hidden(tokens[:, piece], state)
+        if (batch.gold[:, piece] == NOWHERE).all():
+            features, state = model.hidden(tokens[:, piece], state)
+        else:
+            with audit(model) as trail:
+                features, state = model.hidden(tokens[:, piece], state)
+            kept.add_selected(trail.reads)
+            kept.add_stored([memory.length for memory in memories(state)], piece)
         rows, columns = (labels[:, piece] != IGNORE).nonzero(as_tuple=True)
         for row, column in zip(rows.split(positions), columns.split(positions), strict=True):
-            label = labels[:, piece][row, column]
             logits = model.head(features[row, column]).float()
-            nats[row.cpu(), start + column.cpu()] = F.cross_entropy(logits, label, reduction="none").cpu()
-            correct[row.cpu(), start + column.cpu()] = (logits.argmax(-1) == label).cpu()
-    return nats, correct
+            column = start + column
+            nats[row.cpu(), column.cpu()] = right_nats(logits, row, column, labels, group).cpu()
+            correct[row.cpu(), column.cpu()] = is_right(logits.argmax(-1), row, column, labels, group).cpu()
+    return Predicted(nats, correct, kept if any(memories(state)) else None)
+
+
+def memories(state: State) -> Iterator[Memory]:
+    """The exact memories in a model's state, one an anchor layer."""
+    if isinstance(state, Memory):
+        yield state
+    elif isinstance(state, tuple):
+        for inner in state:
+            yield from memories(inner)
 
 
 def find_artifact(settings: EvaluationSettings) -> Path:
@@ -222,6 +263,9 @@ def draw(found: Evaluation, name: str, folder: Path) -> list[Path]:
     plots = []
     if found.recall.tasks():
         plots.append(plot_recall({name: found.recall}, folder / "recall.png"))
+        if any(count.audited for *_, count in found.answers()):
+            title = "Evidence that was read when it was asked for, %"
+            plots.append(plot_recall({name: found.recall}, folder / "selection.png", title, measure="selection"))
     if found.loss:
         losses = {f"{name} on {text}": loss for text, loss in found.loss.items()}
         plots.append(plot_loss(losses, folder / "loss_by_position.png"))

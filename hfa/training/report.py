@@ -33,6 +33,11 @@ def show(found: Evaluation, *, title: str, files: Sequence[Path] = ()) -> None:
         low, high = count.interval
         interval, right = f"{low:.1%} to {high:.1%}", f"{count.exact} of {count.answers}"
         table.add_row(f"{task}: exact recall", f"{length:,}", f"{count.accuracy:.1%}", interval, right)
+        for measure, share in count.retention().items():
+            if count.audited:
+                low, high = share.interval
+                interval, right = f"{low:.1%} to {high:.1%}", f"{share.part} of {share.whole} tokens"
+                table.add_row(f"  {measure}", f"{length:,}", f"{share.value:.1%}", interval, right)
     out = console()
     out.print(title, soft_wrap=True, highlight=False, style="bold")
     out.print(table)

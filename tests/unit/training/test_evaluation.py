@@ -113,7 +113,8 @@ def test_a_model_that_looks_everything_up(settings: TrainSettings) -> None:
 
 
 def test_what_a_small_window_leaves_to_retrieval(composed: Compose) -> None:
-    settings = read_settings(composed("model.window=4", "model.block_size=2", "model.num_retrieved=2"), TrainSettings)
+    narrow = ("window=4", "block_size=2", "num_retrieved=1", "num_trees=1", "beam=1", "leaf_size=1")
+    settings = read_settings(composed(*(f"model.{value}" for value in narrow)), TrainSettings)
     tokenizer, source = build_data(settings)
     found = evaluate_model(
         build_model(settings, tokenizer, source),
