@@ -80,4 +80,7 @@ def _percent(rate: float) -> str:
 
 def short(tokens: int) -> str:
     """131072 as 128K."""
-    return f"{tokens >> 20}M" if tokens % (1 << 20) == 0 else f"{tokens >> 10}K"
+    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
+        if tokens % unit == 0:
+            return f"{tokens // unit}{name}"
+    return str(tokens)

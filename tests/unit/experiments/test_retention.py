@@ -1,0 +1,70 @@
+"""The retention study's plan, what it keeps, and the table made from that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.retention.ledger import Ledger
+from experiments.retention.plan import MILLION, Cell, cells, settings_of, sources
+from experiments.retention.report import draw, table
+from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.metrics.recall import Recall
+from hfa.metrics.retention import Kept
+from hfa.types import Source
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    overrides = [f"data.sources.{name}.haystack=null" for name in ("needle", "digits", "identifier")]
+    cache_dir = tmp_path_factory.mktemp("cache")
+    settings = settings_of(
+        f"cache_dir={cache_dir}", "data@data.sources.text=text", *overrides, "data.sources.text.paths=[experiments]"
+    )
+    return sources(settings, ByteTokenizer())
+
+
+def test_a_cell_has_as_many_examples_as_its_queries_take(tasks: dict[str, Source]) -> None:
+    planned = {(cell.task, cell.length): cell for cell in cells(tasks, [1 << 10, 1 << 17], quick=False)}
+    assert planned["mqar16_same", 1 << 10].examples == 125
+    assert planned["mqar64_same", 1 << 17] == Cell("mqar64_same", 1 << 17, 7)
+    assert planned["needle", 1 << 10].examples == 28, "9 answers of 8 tokens"
+    assert len(planned) == 2 * len(tasks)
+
+
+def test_a_million_tokens_are_for_passkeys(tasks: dict[str, Source]) -> None:
+    assert {cell.task for cell in cells(tasks, [MILLION], quick=False)} == {
+        "passkey_same",
+        "passkey_apart",
+        "passkey_repeated",
+    }
+
+
+def test_every_task_fits_into_its_training_length_and_its_ids_into_the_model(tasks: dict[str, Source]) -> None:
+    assert "text" not in tasks
+    for task in tasks.values():
+        assert task.vocab_size <= settings_of().model.vocab_size
+        task.example(0, "train")
+
+
+def record(seed: int, right: bool) -> dict[str, object]:
+    gold = torch.tensor([[-1, -1, 0, 1]])
+    yes = torch.ones(1, 4, dtype=torch.bool)
+    recall = Recall(depth_bins=2)
+    recall.update("task", yes & right, gold, Kept(gold, yes, yes))
+    return {"seed": seed, "task": "task", "length": 4, "recall": recall.to_json()}
+
+
+def test_the_newest_line_of_a_cell_counts_and_the_table_pools_the_seeds(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "results" / "cells.jsonl")
+    assert list(ledger) == []
+    for seed, right in ((0, False), (1, False), (0, True)):
+        ledger.append(record(seed, right))
+    assert (ledger.seeds(), len(list(ledger))) == ([0, 1], 2)
+    assert ledger.has(seed=1, task="task", length=4)
+    assert not ledger.has(seed=2, task="task", length=4)
+    assert ledger.recall().at("task", 4).token_accuracy == 0.5
+    assert "| task | 50.00 (0; 100) 4 |" in table(ledger)
+    assert all(path.stat().st_size > 5_000 for path in draw(ledger, tmp_path))
