@@ -18,6 +18,7 @@ from hfa.models.index import CODES, GROUPS, Index, IndexState, Tries
 from hfa.models.memory import Memory
 from hfa.models.state import num_bytes
 from hfa.nn.conv import ShortConv
+from hfa.nn.linear import Linear
 from hfa.nn.norm import l2_norm
 from hfa.ops.anchor import anchor_read, gathered_anchor_read
 from hfa.ops.attention import causal_attention
@@ -91,16 +92,16 @@ class Anchor(Mixer):
             settings.leaf_size,
         )
         memory_width = memory_heads * self.head_dim
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, memory_width, bias=False)
-        self.value = nn.Linear(width, memory_width, bias=False)
+        self.query = Linear(width, width, bias=False)
+        self.key = Linear(width, memory_width, bias=False)
+        self.value = Linear(width, memory_width, bias=False)
         self.query_conv = ShortConv(width, settings.conv_width)
         self.key_conv = ShortConv(memory_width, settings.conv_width)
         self.log_scale = nn.Parameter(torch.full((heads,), math.log(settings.logit_scale)))
-        self.out = nn.Linear(width, width, bias=False)
-        self.index = Index(width, settings.conv_width)
+        self.out = Linear(width, width, bias=False)
+        self.index = Index(width, memory_width, settings.conv_width)
         self.index_loss: Tensor | None = None  # of the last call in training
-        self.on_read: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None  # see hfa.models.audit
+        self.on_read: Callable[..., None] | None = None  # see hfa.models.audit
         self.match_init()
 
     @torch.no_grad()
@@ -136,15 +137,16 @@ class Anchor(Mixer):
         q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * self.log_scale.exp()[:, None]
         k = l2_norm(key.unflatten(-1, (self.num_memory_heads, self.head_dim)))
         v = self.value(x).unflatten(-1, (self.num_memory_heads, self.head_dim))
-        asked, described, lookup = self.index(x.detach(), state.lookup)
+        ranking = q.detach().unflatten(2, (self.num_memory_heads, -1)).sum(3).flatten(2)  # all heads choose together
+        asked, described, lookup = self.index(x.detach(), ranking, k.detach().flatten(2), state.lookup)
         if self.training and torch.is_grad_enabled():
             self.index_loss = self.index.loss(asked, described, q, k)
         memory = state.memory.append(k, v, self.index.codes(described))
         near_from = self._near_from(state.memory.length, x.shape[1])
         tries = self._prepared(lookup.tries, memory, state.memory, near_from)
-        chosen, touched = self._retrieve(asked, memory, state.memory.length, tries)
+        chosen, touched = self._retrieve(asked, ranking, memory, state.memory.length, tries)
         if self.on_read:
-            self.on_read(state.memory.length, chosen[:, None], near_from, touched)
+            self.on_read(state.memory.length, chosen[:, None], near_from, touched, q, asked, memory, tries)
         read = self._read(q.transpose(1, 2), memory, state.memory, chosen)
         state = AnchorState(memory, lookup._replace(tries=tries), query_tail, key_tail)
         return self.out(read.transpose(1, 2).flatten(2)), state
@@ -165,16 +167,18 @@ class Anchor(Mixer):
         return tries.copied(self._room(memory.capacity), near_from[:, 0])
 
     @torch.no_grad()
-    def _retrieve(self, asked: Tensor, memory: Memory, start: Tensor, tries: Tries) -> tuple[Tensor, Tensor]:
+    def _retrieve(
+        self, asked: Tensor, ranking: Tensor, memory: Memory, start: Tensor, tries: Tries
+    ) -> tuple[Tensor, Tensor]:
         """Positions to read beyond the window, int32 [B, T, R], and how many were looked at, [B, T]."""
-        codes = memory.read()[2]
+        keys, _, codes = memory.read()
         if codes.shape[1] <= self.search.window:
             nothing = start.new_full((*asked.shape[:2], self.search.num_retrieved), -1, dtype=torch.int32)
             return nothing, torch.zeros_like(nothing[..., 0])
         scores = self.index.scores(asked)
         if codes.device.type == "cpu":
-            return retrieve(scores, codes, *tries, start, self.search)
-        return retrieve_exactly(scores, codes, start, self.search)
+            return retrieve(scores, ranking, keys.flatten(2), codes, *tries, start, self.search)
+        return retrieve_exactly(ranking, keys.flatten(2), start, self.search)
 
     def _read(self, q: Tensor, memory: Memory, before: Memory, chosen: Tensor) -> Tensor:
         """[B, H, T, K] to [B, H, T, V]."""

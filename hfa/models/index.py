@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfa.nn.conv import ShortConv
+from hfa.nn.linear import Linear
 from hfa.nn.norm import rms_norm
 from hfa.ops.index import CHUNK
 
-GROUPS = 16  # codes of a token; the first half describes mostly the last token, the second the last three
+GROUPS = 16  # codes of a token: the first half describes the last token, the second what attention compares
 CODES = 64  # values of a code
-_WIDTH = 64  # features that each half is computed from
-_TAPS = (0.6, 0.3, 0.15)
+_WIDTH = 64  # features of the last token
 
-_SAMPLED = 256  # queries whose attention is looked at for the loss, of which
+_SAMPLED = 1024  # queries whose attention is looked at for the loss, of which
 _LEARNT = 96  # those that look back most sharply are learnt from
 _KEYS = 4096  # tokens that they are told from
 _LOGITS = 1 << 21
@@ -54,7 +54,7 @@ class Tries(NamedTuple):
 class IndexState(NamedTuple):
     """What the projections carry, and the tries."""
 
-    query_tail: Tensor  # [B, conv_width - 1, 2 * _WIDTH]
+    query_tail: Tensor  # [B, conv_width - 1, _WIDTH]
     key_tail: Tensor  # like it
     tries: Tries
 
@@ -62,21 +62,27 @@ class IndexState(NamedTuple):
 class Index(nn.Module):
     """Codes of queries and keys, so that a query shares many with the tokens that it should read.
 
-    `match_init` makes the same recent tokens have the same codes (queries are described as keys are, and the
-    codebooks are shared); `loss` draws the codes of a query to those of the tokens that attention gives weight to.
+    Half of the codes quantise what attention compares, its queries and keys, and so follow whatever it learns. The
+    others describe the token before alone, by which a single token is found among all contexts. Queries and keys
+    share the codebooks, and `match_init` describes them alike; `loss` draws the codes of a query to those of the
+    tokens that attention gives weight to.
 
     Args:
         d_model: width of the stream.
+        memory_width: width of a key, of all memory heads together.
         conv_width: taps of the short convolutions.
     """
 
-    def __init__(self, d_model: int, conv_width: int) -> None:
+    def __init__(self, d_model: int, memory_width: int, conv_width: int) -> None:
         super().__init__()
-        self.query = nn.Linear(d_model, 2 * _WIDTH, bias=False)
-        self.key = nn.Linear(d_model, 2 * _WIDTH, bias=False)
-        self.query_conv = ShortConv(2 * _WIDTH, conv_width)
-        self.key_conv = ShortConv(2 * _WIDTH, conv_width)
-        self.codebook = nn.Parameter(torch.randn(2, _WIDTH, GROUPS // 2 * CODES) * _WIDTH**-0.5)
+        self.query = Linear(d_model, _WIDTH, bias=False)
+        self.key = Linear(d_model, _WIDTH, bias=False)
+        self.query_conv = ShortConv(_WIDTH, conv_width)
+        self.key_conv = ShortConv(_WIDTH, conv_width)
+        self.widths = (_WIDTH, memory_width)
+        self.codebooks = nn.ParameterList(
+            torch.randn(width, GROUPS // 2 * CODES) * width**-0.5 for width in self.widths
+        )
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(4.0)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.4)))
         self.match_init()
@@ -84,27 +90,32 @@ class Index(nn.Module):
     @torch.no_grad()
     def match_init(self) -> None:
         self.key.weight.copy_(self.query.weight)
-        self.query_conv.peak(_TAPS, noise=0.1)
-        self.key_conv.peak((0.0, *_TAPS), noise=0.1)
-        for conv, last in ((self.query_conv, 0), (self.key_conv, 1)):  # the first half: hardly more than one token
-            conv.weight[:, :_WIDTH] *= 0.1
-            if last < len(conv.weight):
-                conv.weight[last, :_WIDTH] = 1
+        self.query_conv.peak((1.0,), noise=0.02)
+        self.key_conv.peak((0.0, 1.0), noise=0.02)
 
     def init_state(self, batch_size: int) -> IndexState:
         tries = Tries.empty(batch_size, self.query.weight.device)
         return IndexState(self.query_conv.init_state(batch_size), self.key_conv.init_state(batch_size), tries)
 
-    def forward(self, x: Tensor, state: IndexState) -> tuple[Tensor, Tensor, IndexState]:
-        """[B, T, D] to the features of its queries and of its keys, [B, T, 2 * _WIDTH], and the next state."""
+    def forward(self, x: Tensor, q: Tensor, k: Tensor, state: IndexState) -> tuple[Tensor, Tensor, IndexState]:
+        """What queries and keys are described by.
+
+        Args:
+            x: [B, T, D].
+            q: what attention ranks by, summed over the heads of a memory head, and k: its keys, [B, T, G * K].
+            state: what came before.
+
+        Returns:
+            the features of queries and of keys, [B, T, _WIDTH + G * K], and the next state.
+        """
         query, query_tail = self.query_conv(self.query(x), state.query_tail)
         key, key_tail = self.key_conv(self.key(x), state.key_tail)
-        return query, key, IndexState(query_tail, key_tail, state.tries)
+        return torch.cat([query, q], -1), torch.cat([key, k], -1), IndexState(query_tail, key_tail, state.tries)
 
     def scores(self, features: Tensor) -> Tensor:
         """The score of every code, [..., GROUPS, CODES]."""
-        halves = rms_norm(features.unflatten(-1, (2, _WIDTH)))
-        scores = torch.cat([half @ book for half, book in zip(halves.unbind(-2), self.codebook, strict=True)], -1)
+        halves = features.split(self.widths, -1)
+        scores = torch.cat([rms_norm(half) @ book for half, book in zip(halves, self.codebooks, strict=True)], -1)
         by_group: Tensor = scores.unflatten(-1, (GROUPS, CODES))
         return by_group
 
@@ -121,7 +132,7 @@ class Index(nn.Module):
         two codes should not say the same.
 
         Args:
-            query, key: features [B, T, 2 * _WIDTH].
+            query, key: features, from `forward`.
             attention_query: [B, T, H, K], logit scale included; attention_key: [B, T, G, K].
         """
         length = query.shape[1]

@@ -1,4 +1,4 @@
-"""Retrieval without tries: the codes of every stored token are looked at. The torch path of other devices."""
+"""Retrieval without an index: the keys of every stored token are looked at. The torch path of other devices."""
 
 from __future__ import annotations
 
@@ -7,40 +7,28 @@ from torch import Tensor
 
 from hfa.ops.index.retrieve import Search
 
-_DISTANCES = 1 << 20  # held at once: few enough to stay in cache
+_PRODUCTS = 1 << 20  # held at once: few enough to stay in cache
 
 
-def retrieve_exactly(scores: Tensor, codes: Tensor, start: Tensor, search: Search) -> tuple[Tensor, Tensor]:
-    """The tokens beyond the window whose codes are nearest: what :func:`hfa.ops.index.retrieve` looks for.
+def retrieve_exactly(query: Tensor, keys: Tensor, start: Tensor, search: Search) -> tuple[Tensor, Tensor]:
+    """The tokens beyond the window with the largest ``query . key``: what :func:`hfa.ops.index.retrieve` looks for.
 
     Args:
-        scores: [B, T, groups, 64], of every code for the queries of positions ``start .. start + T - 1``.
-        codes: uint8 [B, N, groups].
-        search: of which `num_trees`, `beam` and `leaf_size` play no part.
+        query: [B, T, W], of positions ``start .. start + T - 1``; keys: [B, N, W].
+        search: of which window, block_size and num_retrieved play a part.
 
     Returns:
         positions int32 [B, T, num_retrieved], -1 where there are fewer; and tokens looked at, int32 [B, T].
     """
-    batch, length = scores.shape[:2]
-    position = start[:, None] + torch.arange(length, device=scores.device)
+    batch, length = query.shape[:2]
+    position = start[:, None] + torch.arange(length, device=query.device)
     limit = (position // search.block_size * search.block_size - search.window).clamp(min=0)  # [B, T]
-    regret, where = measure_regret(scores, search.regret_cap), torch.arange(codes.shape[1], device=scores.device)
-    count, pieces = min(search.num_retrieved, codes.shape[1]), []
-    for piece in torch.arange(length, device=scores.device).split(max(1, _DISTANCES // max(1, batch * len(where)))):
-        distance = torch.zeros(batch, len(piece), len(where), device=scores.device)
-        for group in range(codes.shape[2]):
-            chosen = codes[:, None, :, group].long().expand(-1, len(piece), -1)
-            distance += regret[:, piece, group].gather(-1, chosen)
-        distance.masked_fill_(where >= limit[:, piece, None], torch.inf)
-        nearest = distance.topk(count, largest=False)
-        pieces.append(nearest.indices.masked_fill(nearest.values == torch.inf, -1))
-    found = torch.full((batch, length, search.num_retrieved), -1, dtype=torch.int32, device=scores.device)
-    found[..., :count] = torch.cat(pieces, 1)
-    return found, limit.int()
-
-
-def measure_regret(scores: Tensor, cap: float) -> Tensor:
-    """How far each code [..., groups, codes] scores below its group's best, in units of the group's spread."""
-    scores = scores.float()
-    spread = scores.square().mean(-1, keepdim=True).add(1e-12).rsqrt()
-    return ((scores.amax(-1, keepdim=True) - scores) * spread).clamp(max=cap)
+    where, pieces = torch.arange(keys.shape[1], device=query.device), []
+    count = min(search.num_retrieved, len(where))
+    for piece in torch.arange(length, device=query.device).split(max(1, _PRODUCTS // max(1, batch * len(where)))):
+        near = where >= limit[:, piece, None]  # [B, t, N]
+        best = (query[:, piece] @ keys.transpose(-1, -2)).masked_fill(near, -torch.inf).topk(count)
+        pieces.append(best.indices.masked_fill(best.values == -torch.inf, -1))
+    chosen = torch.full((batch, length, search.num_retrieved), -1, dtype=torch.int32, device=query.device)
+    chosen[..., :count] = torch.cat(pieces, 1)
+    return chosen, limit.int()

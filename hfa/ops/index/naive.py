@@ -6,17 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from hfa.ops.index.exact import measure_regret
-from hfa.ops.index.retrieve import Search
+from hfa.ops.index.retrieve import SHORTLIST, Search
 
 Trie = dict[int, Any]  # code to a Trie, or to a leaf: the positions in it, oldest first
 
 
-def naive_retrieve(scores: Tensor, codes: Tensor, start: int, search: Search) -> list[dict[int, float]]:
-    """What :func:`hfa.ops.index.retrieve` retrieves for one row: each position with the regret of its codes.
+def naive_retrieve(
+    scores: Tensor, query: Tensor, keys: Tensor, codes: Tensor, start: int, search: Search
+) -> list[list[int]]:
+    """What :func:`hfa.ops.index.retrieve` retrieves for one row, best first.
 
     Args:
-        scores: [T, groups, codes]; codes: uint8 [N, groups].
+        scores: [T, groups, codes]; query: [T, W]; keys: [N, W]; codes: uint8 [N, groups].
     """
     groups = codes.shape[1]
     orders = [
@@ -37,7 +38,9 @@ def naive_retrieve(scores: Tensor, codes: Tensor, start: int, search: Search) ->
             for leaf in _descend(trie, order, regret, search.beam):
                 for position in leaf[-search.leaf_size :]:
                     distances[position] = float(regret[range(groups), codes[position].long()].sum())
-        found.append(dict(sorted(distances.items(), key=lambda entry: entry[1])[: search.num_retrieved]))
+        shortlist = sorted(distances, key=distances.__getitem__)[: SHORTLIST * search.num_retrieved]
+        ranked = sorted(shortlist, key=lambda position: -float(query[t] @ keys[position]))
+        found.append(ranked[: search.num_retrieved])
     return found
 
 
@@ -66,3 +69,10 @@ def _descend(trie: Trie, order: list[int], regret: Tensor, beam: int) -> list[li
                 below += [(cost + float(regret[group, code]), child) for code, child in node.items()]
         nodes = sorted(below, key=lambda entry: entry[0])[:beam]
     return [node for _, node in nodes if isinstance(node, list)]
+
+
+def measure_regret(scores: Tensor, cap: float) -> Tensor:
+    """How far each code [..., groups, codes] scores below its group's best, in units of the group's spread."""
+    scores = scores.float()
+    spread = scores.square().mean(-1, keepdim=True).add(1e-12).rsqrt()
+    return ((scores.amax(-1, keepdim=True) - scores) * spread).clamp(max=cap)

@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfa.ops.index.trie import CHUNK, SPARE_TABLES, TOKENS_PER_TABLE, retrieve_row
+from hfa.ops.index.trie import CHUNK, SHORTLIST, SPARE_TABLES, TOKENS_PER_TABLE, retrieve_row
 
-__all__ = ["CHUNK", "Search", "retrieve", "room"]
+__all__ = ["CHUNK", "SHORTLIST", "Search", "retrieve", "room"]
 
 
 class Search(NamedTuple):
     """How far a query looks.
 
     A query looks at no more than ``num_trees * beam * leaf_size`` tokens outside its window, however long the
-    context, and retrieves those whose codes are nearest.
+    context. The ``SHORTLIST * num_retrieved`` nearest by code are ranked by their keys, and the best retrieved.
     """
 
     window: int  # tokens that are read anyway, at least; a multiple of block_size
@@ -36,6 +36,8 @@ def room(num_tokens: int, num_trees: int) -> tuple[int, int]:
 
 def retrieve(
     scores: Tensor,
+    query: Tensor,
+    keys: Tensor,
     codes: Tensor,
     tables: Tensor,
     chunks: Tensor,
@@ -50,7 +52,8 @@ def retrieve(
 
     Args:
         scores: [B, T, groups, 64], of every code for the queries of positions ``start .. start + T - 1``.
-        codes: uint8 [B, N, groups], new tokens included.
+        query: [B, T, W], what those nearest by code are ranked by: the largest ``query . key``.
+        keys: [B, N, W] and codes: uint8 [B, N, groups], new tokens included.
         tables: int32 [B, number, 64], chunks: int32 [B, number, CHUNK], counts: int64 [B, 4]: the index of each row,
             updated in place; zeros are an empty one. :func:`room` says how many tables and chunks it takes.
         start: int64 [B], tokens of each row before the new ones.
@@ -60,12 +63,14 @@ def retrieve(
         positions int32 [B, T, num_retrieved], -1 where there are fewer; and tokens looked at, int32 [B, T].
     """
     search_all = torch.ops.hfa.retrieve if torch.compiler.is_compiling() else _search
-    found: tuple[Tensor, Tensor] = search_all(scores, codes, tables, chunks, counts, start, *search)
+    found: tuple[Tensor, Tensor] = search_all(scores, query, keys, codes, tables, chunks, counts, start, *search)
     return found
 
 
 def _search(
     scores: Tensor,
+    query: Tensor,
+    keys: Tensor,
     codes: Tensor,
     tables: Tensor,
     chunks: Tensor,
@@ -82,12 +87,14 @@ def _search(
     batch, length = scores.shape[:2]
     chosen = torch.empty(batch, length, num_retrieved, dtype=torch.int32)
     touched = torch.empty(batch, length, dtype=torch.int32)
-    scores = scores.float().contiguous()
+    scores, query = scores.float().contiguous(), query.contiguous()
     starts = start.tolist()
 
     def row(b: int) -> None:
         retrieve_row(
             scores[b].numpy(),
+            query[b].numpy(),
+            keys[b].numpy(),
             codes[b].numpy(),
             tables[b].numpy(),
             chunks[b].numpy(),
@@ -119,6 +126,6 @@ _retrieve = torch.library.custom_op(
 
 
 @_retrieve.register_fake
-def _(scores, codes, tables, chunks, counts, start, window, block_size, num_retrieved, *_):  # type: ignore[no-untyped-def]
+def _(scores, query, keys, codes, tables, chunks, counts, start, window, block_size, num_retrieved, *_):  # type: ignore[no-untyped-def]
     shape = scores.shape[:2]
     return scores.new_empty((*shape, num_retrieved), dtype=torch.int32), scores.new_empty(shape, dtype=torch.int32)

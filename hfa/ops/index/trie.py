@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+SHORTLIST = 4  # times num_retrieved: tokens nearest by code, which are then ranked by their keys
 CHUNK = 8  # numbers in a chunk of a leaf
 SPARE_TABLES, TOKENS_PER_TABLE = 64, 8  # tables that the first tokens may take, and how many each later one adds
 _HELD = CHUNK - 2  # positions among them
@@ -160,6 +161,8 @@ def _keep(nodes: Array, costs: Array, kept: int, beam: int, node: int, cost: flo
 @njit(nogil=True, cache=True, fastmath=True)
 def retrieve_row(
     scores: Array,
+    query: Array,
+    keys: Array,
     codes: Array,
     tables: Array,
     chunks: Array,
@@ -178,6 +181,7 @@ def retrieve_row(
 
     Args:
         scores: float32 [T, groups, codes], of the queries at ``start .. start + T - 1``.
+        query: [T, W], what the keys [N, W] of those nearest by code are ranked by, largest product first.
         codes: uint8 [N, groups]; tables, chunks and counts: the index, updated in place.
         chosen: int32 [T, R], gets positions, -1 where there are fewer.
         touched: int32 [T], gets the number of candidates looked at.
@@ -190,7 +194,8 @@ def retrieve_row(
     while room < 2 * num_trees * beam * leaf_size:
         room *= 2
     seen = np.empty(room, np.int32)  # a hash set of the positions looked at
-    distances, nearest = np.empty(wanted, np.float32), np.empty(wanted, np.int32)
+    distances, nearest = np.empty(SHORTLIST * wanted, np.float32), np.empty(SHORTLIST * wanted, np.int32)
+    opposed, best = np.empty(wanted, query.dtype), np.empty(wanted, np.int32)
     for t in range(scores.shape[0]):
         limit = (start + t) // block * block - window
         chosen[t] = -1
@@ -200,7 +205,7 @@ def retrieve_row(
         insert(codes, tables, chunks, counts, limit, num_trees, leaf_size)
         measure_regret(scores[t], regret, regret_cap)
         seen[:] = -1
-        held, looked = 0, 0
+        listed, looked = 0, 0
         for tree in range(num_trees):
             leaves = descend(regret, tables, tree, tree * groups // num_trees, nodes, costs, below, below_costs)
             for leaf in range(leaves):
@@ -218,9 +223,16 @@ def retrieve_row(
                             continue
                         seen[slot] = position
                         looked += 1
-                        held = _keep_nearest(distances, nearest, held, _distance(regret, codes[position]), position)
+                        distance = _distance(regret, codes[position])
+                        listed = _keep_least(distances, nearest, listed, distance, position)
                     chunk = chunks[chunk, 0]
-        chosen[t, :held] = nearest[:held]
+        held = 0
+        for i in range(listed):
+            product = np.zeros_like(opposed[0])
+            for x in range(query.shape[1]):
+                product += query[t, x] * keys[nearest[i], x]
+            held = _keep_least(opposed, best, held, -product, nearest[i])
+        chosen[t, :held] = best[:held]
         touched[t] = looked
 
 
@@ -240,27 +252,27 @@ def _distance(regret: Array, codes: Array) -> Any:
 
 
 @njit(nogil=True, cache=True, fastmath=True, inline="always")
-def _keep_nearest(distances: Array, nearest: Array, held: int, distance: float, position: int) -> int:
-    """Put a token into a heap of the nearest, with the farthest on top; how many it holds."""
-    if held < distances.shape[0]:
+def _keep_least(values: Array, where: Array, held: int, value: Any, position: int) -> int:
+    """Put a value into a heap of the least, with the greatest of them on top; how many it holds."""
+    if held < values.shape[0]:
         place = held
-        while place > 0 and distances[(place - 1) // 2] < distance:
-            distances[place], nearest[place] = distances[(place - 1) // 2], nearest[(place - 1) // 2]
+        while place > 0 and values[(place - 1) // 2] < value:
+            values[place], where[place] = values[(place - 1) // 2], where[(place - 1) // 2]
             place = (place - 1) // 2
-        distances[place], nearest[place] = distance, position
+        values[place], where[place] = value, position
         return held + 1
-    if distance >= distances[0]:
+    if value >= values[0]:
         return held
     place = 0
     while True:
         child = 2 * place + 1
         if child >= held:
             break
-        if child + 1 < held and distances[child + 1] > distances[child]:
+        if child + 1 < held and values[child + 1] > values[child]:
             child += 1
-        if distances[child] <= distance:
+        if values[child] <= value:
             break
-        distances[place], nearest[place] = distances[child], nearest[child]
+        values[place], where[place] = values[child], where[child]
         place = child
-    distances[place], nearest[place] = distance, position
+    values[place], where[place] = value, position
     return held
