@@ -19,6 +19,8 @@ from hfa.errors import ConfigError
 from hfa.models.state import State, num_bytes
 from hfa.nn.mlp import SwiGLU
 from hfa.nn.norm import RMSNorm
+from hfa.ops.fused import decodes, feed_forward_step, linear
+from hfa.ops.simd import tracked
 
 _PIECE = 1024  # tokens run at once when no gradient is kept: activations then stay in tens of megabytes
 
@@ -92,6 +94,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state)
+        weights = self.mlp_norm.weight, self.mlp.gate_up.weight, self.mlp.down.weight
+        if decodes(x, *weights) and not self.training and not tracked(x, mixed, *weights):
+            return feed_forward_step(x.contiguous(), mixed.contiguous(), *weights), state
         x = x + self.dropout(mixed)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x, state
@@ -146,7 +151,7 @@ class LanguageModel(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Features [..., D] to logits [..., vocab_size]."""
-        return nn.functional.linear(hidden, self.embedding.weight)
+        return linear(hidden, self.embedding.weight)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token a row: tokens [B] to logits [B, vocab_size] and the next state."""

@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfa.config import PositiveInt, config
 from hfa.models.base import Mixer, ModelConfig
 from hfa.nn.conv import ShortConv
+from hfa.nn.linear import Linear
 from hfa.nn.norm import RMSNorm
+from hfa.ops.fused import FlowWeights, decodes, flow_step
 from hfa.ops.scan import scan
+from hfa.ops.simd import tracked
 
 
 @config
@@ -40,15 +43,15 @@ class Flow(Mixer):
         super().__init__()
         width, heads = settings.d_model, settings.num_heads
         self.num_heads, self.head_dim, self.chunk_size = heads, settings.head_dim, settings.chunk_size
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.conv = ShortConv(3 * width, settings.conv_width)
-        self.gates = nn.Linear(width, 2 * heads)  # decay and write strength
+        self.gates = Linear(width, 2 * heads)  # decay and write strength
         with torch.no_grad():  # heads start with memories of different spans, from a handful of tokens to hundreds
             self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
             self.gates.bias[heads:] = 0.0
-        self.out_gate = nn.Linear(width, width, bias=False)
+        self.out_gate = Linear(width, width, bias=False)
         self.out_norm = RMSNorm(settings.head_dim)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
 
     def init_state(self, batch_size: int) -> FlowState:
         weight = self.qkv.weight
@@ -58,6 +61,10 @@ class Flow(Mixer):
         return FlowState(memory, self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
+        weights = self._weights()
+        if x.shape[1] == 1 and decodes(x, state.memory, state.tail, *weights[:-1]) and not tracked(x, *state, *weights):
+            y, memory, tail = flow_step(x, *state, weights)
+            return y, FlowState(memory, tail)
         heads = (3, self.num_heads, self.head_dim)
         unit = {"silu": True, "unit_heads": 2 * self.num_heads, "head_dim": self.head_dim}
         mixed, tail = self.conv(self.qkv(x), state.tail, **unit)
@@ -75,3 +82,14 @@ class Flow(Mixer):
         )
         read = self.out_norm(read.to(x.dtype).transpose(1, 2), self.out_gate(x))  # [B, T, H, V]
         return self.out(read.flatten(2)), FlowState(memory, tail)
+
+    def _weights(self) -> FlowWeights:
+        return FlowWeights(
+            self.qkv.weight,
+            self.gates.weight,
+            self.out_gate.weight,
+            self.out.weight,
+            self.conv.weight,
+            self.out_norm.weight,
+            self.gates.bias,
+        )

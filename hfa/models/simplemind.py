@@ -12,6 +12,7 @@ from hfa.config import PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.models.base import Mixer, ModelConfig
 from hfa.nn.conv import ShortConv
+from hfa.nn.linear import Linear
 from hfa.nn.norm import rms_norm
 from hfa.ops.routing import route
 from hfa.ops.scan import scan
@@ -77,15 +78,15 @@ class RoutedChannels(Mixer):
         self.router, self.aggregation = settings.router, settings.aggregation
         self.budget, self.chunk_size = settings.active_channels, settings.chunk_size
         self.widths = [heads * settings.num_channels, heads * settings.num_channels, width]
-        self.qkv = nn.Linear(width, sum(self.widths), bias=False)
+        self.qkv = Linear(width, sum(self.widths), bias=False)
         self.conv = ShortConv(sum(self.widths), settings.conv_width)
-        self.gates = nn.Linear(width, 4 * heads)  # decay, write strength, thresholds of the query and of the key
+        self.gates = Linear(width, 4 * heads)  # decay, write strength, thresholds of the query and of the key
         with torch.no_grad():
             self.gates.weight[2 * heads :] = 0.0
             self.gates.bias.copy_(torch.tensor([6.0, -2.0, 1.0, 1.0]).repeat_interleave(heads))
-        self.out_gate = nn.Linear(width, width, bias=False)
+        self.out_gate = Linear(width, width, bias=False)
         self.out_norm = nn.RMSNorm(settings.head_dim, eps=1e-6)
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = Linear(width, width, bias=False)
         if match:
             self.match_init()
 

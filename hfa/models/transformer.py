@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfa.config import NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.models.base import Mixer, ModelConfig
 from hfa.models.memory import Memory
 from hfa.nn.conv import ShortConv
+from hfa.nn.linear import Linear
 from hfa.nn.rotary import rotate
 from hfa.ops.attention import causal_attention
 
@@ -52,9 +53,9 @@ class Attention(Mixer):
         self.num_kv_heads, self.head_dim = settings.num_kv_heads, settings.head_dim
         self.rope_base = settings.rope_base
         self.widths = [self.head_dim * n for n in (settings.num_heads, self.num_kv_heads, self.num_kv_heads)]
-        self.qkv = nn.Linear(settings.d_model, sum(self.widths), bias=False)
+        self.qkv = Linear(settings.d_model, sum(self.widths), bias=False)
         self.conv = ShortConv(sum(self.widths), settings.conv_width) if settings.conv_width else None
-        self.out = nn.Linear(settings.d_model, settings.d_model, bias=False)
+        self.out = Linear(settings.d_model, settings.d_model, bias=False)
 
     def init_state(self, batch_size: int) -> AttentionState:
         weight = self.qkv.weight

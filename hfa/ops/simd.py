@@ -41,15 +41,16 @@ class _Model(models.PrimitiveModel):  # type: ignore[misc]
 
 def suits(*tensors: Tensor) -> bool:
     """Whether the kernels can take these tensors: float32 on the CPU, the last dimension in whole vectors."""
-    return not torch.is_autocast_enabled("cpu") and all(
-        x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[-1] % WIDTH == 0 for x in tensors
-    )
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return all(x.dtype == torch.float32 and x.is_cpu and x.shape[-1] % WIDTH == 0 for x in tensors)
 
 
 def tracked(*tensors: Tensor | None) -> bool:
     """Whether autograd or the compiler has to see an operator, rather than the kernel alone."""
-    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return differentiable or torch.compiler.is_compiling()
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return True
+    return torch.compiler.is_compiling()
 
 
 def _pointer(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
@@ -76,6 +77,21 @@ def store(typing_context: Any, address: Any, offset: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, lanes), generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any, offset: Any) -> Any:
+    """Start to bring the `offset`-th float into the cache; it may lie beyond what there is."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        place = _pointer(builder, arguments[0], arguments[1], byte)
+        builder.call(function, [place, *(ir.Constant(number, n) for n in (0, 3, 1))])  # to read, every level, data
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
 
 
 @intrinsic
@@ -120,6 +136,16 @@ def total(typing_context: Any, x: Any) -> Any:
             f"llvm.vector.reduce.fadd.v{WIDTH}f32",
         )
         return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), arguments[0]], fastmath=("reassoc",))
+
+    return types.float32(lanes), generate
+
+
+@intrinsic
+def first(typing_context: Any, x: Any) -> Any:
+    """The first of the sixteen."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.extract_element(arguments[0], ir.Constant(ir.IntType(32), 0))
 
     return types.float32(lanes), generate
 

@@ -32,7 +32,7 @@ def causal_conv(x: Tensor, tail: Tensor, weight: Tensor, *, silu: bool, unit_hea
 
 def _forward(x: Tensor, tail: Tensor, weight: Tensor, silu: bool, unit_heads: int, head_dim: int) -> Tensor:
     y = torch.empty_like(x)
-    _conv(*(t.data_ptr() for t in (x, tail, weight, y)), *x.shape, len(weight), silu, unit_heads, head_dim)
+    convolve(*(t.data_ptr() for t in (x, tail, weight, y)), *x.shape, len(weight), silu, unit_heads, head_dim)
     return y
 
 
@@ -85,10 +85,11 @@ def _past(x: int, tail: int, b: int, t: int, c: int, length: int, channels: int,
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _conv(
+def convolve(
     x: int, tail: int, weight: int, y: int,
     batch: int, length: int, channels: int, width: int, silu: bool, unit_heads: int, head_dim: int,
 ) -> None:  # fmt: skip
+    """:func:`causal_conv` of addresses."""
     for b in range(batch):
         for t in range(length):
             row = (b * length + t) * channels
@@ -104,6 +105,16 @@ def _conv(
                     scale = splat(1.0 / math.sqrt(total(squares) + _EPS))
                     for c in range(first, first + head_dim, WIDTH):
                         store(y, row + c, load(y, row + c) * scale)
+
+
+@njit(error_model="numpy")
+def shift(tail: int, x: int, after: int, batch: int, channels: int, kept: int) -> None:
+    """The tail after one token: addresses of the tails [batch, kept, channels] and of x [batch, channels]."""
+    for b in range(batch):
+        for j in range(kept):
+            place = (b * kept + j) * channels
+            for c in range(0, channels, WIDTH):
+                store(after, place + c, load(tail, place + channels + c) if j + 1 < kept else load(x, b * channels + c))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

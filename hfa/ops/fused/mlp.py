@@ -8,6 +8,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from hfa.ops.fused.linear import products
+from hfa.ops.fused.norm import normalise
 from hfa.ops.simd import WIDTH, load, sigmoid, store, tracked
 
 _PIECE = 1024  # tokens: enough to keep the matrix unit busy, few enough that their activations stay in cache
@@ -24,6 +26,21 @@ def swiglu_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     y = swiglu_operator(flat, gate_up, down)[0] if tracked(x, gate_up, down) else _forward(flat, gate_up, down, None)
     return y.view(x.shape)
+
+
+def feed_forward_step(x: Tensor, mixed: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """``z + swiglu_mlp(rms_norm(z))`` of ``z = x + mixed``, for a few tokens and without gradients.
+
+    Args:
+        x, mixed: [..., D], contiguous.
+        norm: [D].
+        gate_up, down: those of `swiglu_mlp`.
+    """
+    d, width, rows = x.shape[-1], down.shape[1], x.numel() // x.shape[-1]
+    y, scratch = x.new_empty(x.shape), x.new_empty(rows * (max(d, 2 * width) + max(d, width)))
+    tensors = (x, mixed, norm, gate_up, down, scratch, y)
+    _step(*(t.data_ptr() for t in tensors), rows, d, width)
+    return y
 
 
 @torch.library.custom_op("hfa::swiglu_mlp", mutates_args=())
@@ -79,6 +96,22 @@ def _swiglu(gate_up: int, hidden: int, rows: int, width: int) -> None:
         for c in range(0, width, WIDTH):
             gate, up = load(gate_up, 2 * row * width + c), load(gate_up, (2 * row + 1) * width + c)
             store(hidden, row * width + c, gate * sigmoid(gate) * up)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _step(
+    x: int, mixed: int, norm: int, gate_up: int, down: int, product: int, y: int,
+    rows: int, d: int, width: int,
+) -> None:  # fmt: skip
+    hidden = product + 4 * rows * max(d, 2 * width)
+    for c in range(0, rows * d, WIDTH):
+        store(y, c, load(x, c) + load(mixed, c))
+    normalise(y, norm, 0, hidden, rows, d, 1e-6)
+    products(hidden, gate_up, product, rows, 2 * width, d)
+    _swiglu(product, hidden, rows, width)
+    products(hidden, down, product, rows, d, width)
+    for c in range(0, rows * d, WIDTH):
+        store(y, c, load(y, c) + load(product, c))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

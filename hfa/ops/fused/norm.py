@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, gate: Tensor | None = None) 
 def _forward(x: Tensor, weight: Tensor, eps: float, gate: Tensor | None) -> Tensor:
     y, width = torch.empty_like(x), x.shape[-1]
     gates = 0 if gate is None else gate.data_ptr()
-    _norm(x.data_ptr(), weight.data_ptr(), gates, y.data_ptr(), x.numel() // width, width, eps)
+    normalise(x.data_ptr(), weight.data_ptr(), gates, y.data_ptr(), x.numel() // width, width, eps)
     return y
 
 
@@ -65,7 +65,8 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, eps: float, gate: Tensor | None) 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _norm(x: int, weight: int, gate: int, y: int, rows: int, width: int, eps: float) -> None:
+def normalise(x: int, weight: int, gate: int, y: int, rows: int, width: int, eps: float) -> None:
+    """:func:`rms_norm` of addresses; no gate is 0."""
     for row in range(rows):
         start, squares = row * width, splat(0.0)
         for c in range(0, width, WIDTH):

@@ -1,0 +1,81 @@
+"""The kernels of decoding against torch in float64, without gradients and with one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from hfa.config import from_node
+from hfa.models.base import Block
+from hfa.models.flow import Flow
+from hfa.models.hfa import HFAConfig
+from hfa.nn.linear import Linear
+from hfa.nn.mlp import SwiGLU
+
+CONF = Path(__file__).parents[2] / "conf" / "model" / "hfa.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _decoding() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 5])
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 1), (64, 16), (48, 259), (40, 7)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear(rows: int, inputs: int, outputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(inputs, outputs, bias), draw(rows, 1, inputs)
+    found = layer(x)
+    wanted = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_view_is_read_as_it_is() -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(32, 24, bias=False), draw(32, 3).T
+    torch.testing.assert_close(layer(x), x @ layer.weight.T, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_swiglu(rows: int) -> None:
+    torch.manual_seed(0)
+    layer, x = SwiGLU(32, 48), draw(rows, 1, 32)
+    found = layer(x)
+    torch.testing.assert_close(found.double(), layer.double()(x.double()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(("heads", "conv_width"), [(2, 4), (4, 1), (8, 2)])
+def test_flow_block(rows: int, heads: int, conv_width: int) -> None:
+    """A few tokens, one at a time; the state that was handed in stays as it was."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16 * heads, "num_heads": heads, "num_memory_heads": 1, "conv_width": conv_width, "d_ff": 48}
+    node = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF), sizes))
+    assert isinstance(node, dict)
+    settings = from_node(node, "model", HFAConfig)
+    block = Block(settings, Flow(settings)).eval()
+    x, state = draw(rows, 5, 16 * heads), block.mixer.init_state(rows)
+    found = []
+    for t in range(5):
+        before = [part.clone() for part in state]
+        y, after = block(x[:, t : t + 1], state)
+        assert all(map(torch.equal, before, state))
+        found.append(y)
+        state = after
+    wanted, final = block.double()(x.double(), block.double().mixer.init_state(rows))
+    torch.testing.assert_close(torch.cat(found, 1).double(), wanted, atol=3e-5, rtol=0)
+    for ours, theirs in zip(state, final, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=3e-5, rtol=0)
