@@ -19,15 +19,17 @@ _HOMES = {"DataModule": "datamodule", "LMModule": "module", "train": "fit"}
 
 
 def run(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -> float | None:
-    """Train or evaluate, as ``cfg["mode"]`` says.
+    """Train, evaluate or audit, as ``cfg["mode"]`` says.
 
     Returns:
         The metric that ``callbacks.checkpoints.monitor`` names; None when it was not measured.
     """
     from hfa.training.evaluation import evaluate
     from hfa.training.fit import train
+    from hfa.training.tracing import explain
 
-    metrics = evaluate(cfg, run_dir) if cfg["mode"] == "evaluate" else train(cfg, run_dir, interactive=interactive)
+    modes = {"evaluate": evaluate, "audit": explain}
+    metrics = modes[cfg["mode"]](cfg, run_dir) if cfg["mode"] in modes else train(cfg, run_dir, interactive=interactive)
     checkpoints = cfg["callbacks"].get("checkpoints")
     return metrics.get(checkpoints["monitor"]) if checkpoints else None
 

@@ -42,7 +42,7 @@ class Settings(Config):
     """What training and evaluating are both told, by the names of the keys."""
 
     seed: NonNegativeInt
-    mode: Literal["train", "evaluate"]
+    mode: Literal["train", "evaluate", "audit"]
     name: str
     output_dir: str
     cache_dir: str
