@@ -24,14 +24,21 @@ class OptimizerConfig(Config, ABC):
 
 @config
 class AdamWConfig(OptimizerConfig):
-    """AdamW. Source: Decoupled Weight Decay Regularization, arXiv 1711.05101."""
+    """AdamW. Source: Decoupled Weight Decay Regularization, arXiv 1711.05101.
+
+    Args:
+        embedding_lr_factor: embeddings learn at `lr` times this: most of their rows see few tokens a step.
+    """
 
     betas: tuple[Fraction, Fraction]
     eps: PositiveFloat
     weight_decay: NonNegativeFloat
+    embedding_lr_factor: PositiveFloat
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         groups = parameter_groups(model, self.weight_decay)
+        if self.embedding_lr_factor != 1:
+            groups = apart(embeddings(model), groups, lr=self.lr * self.embedding_lr_factor)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
@@ -45,11 +52,26 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     if own := getattr(model, "parameter_groups", None):
         groups: list[dict[str, Any]] = own(weight_decay)
         return groups
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    looked_up = embeddings(model)
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            (kept if parameter.dim() < 2 or id(parameter) in embeddings else decayed).append(parameter)
+            (kept if parameter.dim() < 2 or id(parameter) in looked_up else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def embeddings(model: nn.Module) -> set[int]:
+    """The ids of the weights that are looked up."""
+    return {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+
+
+def apart(chosen: set[int], groups: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    """The groups with the parameters `chosen` by id in groups of their own, with further options."""
+    split = []
+    for group in groups:
+        for inside, more in ((False, {}), (True, options)):
+            params = [parameter for parameter in group["params"] if (id(parameter) in chosen) == inside]
+            split += [{**group, **more, "params": params}] if params else []
+    return split

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from hfa.training.optimizer import AdamWConfig, parameter_groups
 
-ADAMW = AdamWConfig(lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.5)
+ADAMW = AdamWConfig(lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.5, embedding_lr_factor=1.0)
 
 
 class Tiny(nn.Module):
@@ -38,6 +40,15 @@ def test_a_step_without_gradient_shrinks_matrices_alone() -> None:
     shrunk = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert shrunk == {"linear.weight"}
     torch.testing.assert_close(model.linear.weight, before["linear.weight"] * (1 - 0.1 * 0.5))
+
+
+def test_embeddings_may_learn_faster() -> None:
+    model = Tiny()
+    groups = dataclasses.replace(ADAMW, embedding_lr_factor=3.0).build(model).param_groups
+    rates = {id(parameter): (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+    assert rates.pop(id(model.embedding.weight)) == (pytest.approx(0.3), 0.0)
+    assert {lr for lr, _ in rates.values()} == {0.1}
+    assert rates[id(model.linear.weight)] == (0.1, 0.5)
 
 
 def test_tied_weights_come_once() -> None:
