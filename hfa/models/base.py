@@ -95,7 +95,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state)
         weights = self.mlp_norm.weight, self.mlp.gate_up.weight, self.mlp.down.weight
-        if decodes(x, *weights) and not self.training and not tracked(x, mixed, *weights):
+        if not self.training and not tracked(x, mixed, *weights) and decodes(x, *weights):
             return feed_forward_step(x.contiguous(), mixed.contiguous(), *weights), state
         x = x + self.dropout(mixed)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -61,10 +61,11 @@ class Flow(Mixer):
         return FlowState(memory, self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
-        weights = self._weights()
-        if x.shape[1] == 1 and decodes(x, state.memory, state.tail, *weights[:-1]) and not tracked(x, *state, *weights):
-            y, memory, tail = flow_step(x, *state, weights)
-            return y, FlowState(memory, tail)
+        if x.shape[1] == 1:
+            weights = self._weights()
+            if not tracked(x, *state, *weights) and decodes(x, *state, *weights[:-1]):
+                y, memory, tail = flow_step(x, *state, weights)
+                return y, FlowState(memory, tail)
         heads = (3, self.num_heads, self.head_dim)
         unit = {"silu": True, "unit_heads": 2 * self.num_heads, "head_dim": self.head_dim}
         mixed, tail = self.conv(self.qkv(x), state.tail, **unit)

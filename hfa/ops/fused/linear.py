@@ -22,7 +22,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: [N, D].
         bias: [N].
     """
-    if not decodes(x, weight) or tracked(x, weight, bias):
+    if tracked(x, weight, bias) or not decodes(x, weight):
         return F.linear(x, weight, bias)
     (rows, width), x = weight.shape, x.contiguous()
     y = x.new_empty(*x.shape[:-1], rows)
@@ -32,9 +32,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def decodes(x: Tensor, *weights: Tensor) -> bool:
     """Whether x [..., D] is so few vectors that the kernel is for them, and they and the weights suit it."""
-    if x.numel() > _FEW * x.shape[-1] or torch.get_num_threads() > 1 or not suits(x, *weights):
-        return False
-    return all(weight.is_contiguous() for weight in weights)
+    few = x.numel() <= _FEW * x.shape[-1] and torch.get_num_threads() == 1
+    return few and suits(x, *weights) and all(map(Tensor.is_contiguous, weights))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
