@@ -72,13 +72,14 @@ def _leaves(axes: Axes, read: Mapping[str, Any], gold: int) -> None:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "none: all is in the window", ha="center", va="center", fontsize=10)
         return
-    best: set[int] = set()
+    named: set[int] = set()  # tries of which a leaf is labelled: the one with the evidence, or the nearest
+    with_evidence = {leaf["trie"] for leaf in leaves if gold in leaf["positions"]}
     for leaf in leaves:
         holds = gold in leaf["positions"]
         colour = _GOLD if holds else _FAR
         axes.scatter(leaf["regret"], leaf["trie"], s=12 + 5 * min(leaf["size"], 60), color=colour, alpha=0.65, zorder=3)
-        if holds or leaf["trie"] not in best:
-            best.add(leaf["trie"])
+        if leaf["trie"] not in named and (holds or leaf["trie"] not in with_evidence):
+            named.add(leaf["trie"])
             way = " / ".join(f"{group}:{code}" for group, code in leaf["path"])
             axes.annotate(
                 f"{way} ({leaf['size']})",

@@ -136,15 +136,15 @@ class Anchor(Mixer):
         key, key_tail = self.key_conv(self.key(x), state.key_tail)
         q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * self.log_scale.exp()[:, None]
         k = l2_norm(key.unflatten(-1, (self.num_memory_heads, self.head_dim)))
-        v = self.value(x).unflatten(-1, (self.num_memory_heads, self.head_dim))
+        v = self.value(x).unflatten(-1, (self.num_memory_heads, self.head_dim)).to(k.dtype)  # autocast keeps norms
         ranking = q.detach().unflatten(2, (self.num_memory_heads, -1)).sum(3).flatten(2)  # all heads choose together
         asked, described, lookup = self.index(x.detach(), ranking, k.detach().flatten(2), state.lookup)
-        if self.training and torch.is_grad_enabled():
-            self.index_loss = self.index.loss(asked, described, q, k)
         memory = state.memory.append(k, v, self.index.codes(described))
         near_from = self._near_from(state.memory.length, x.shape[1])
         tries = self._prepared(lookup.tries, memory, state.memory, near_from)
         chosen, touched = self._retrieve(asked, ranking, memory, state.memory.length, tries)
+        if self.training and torch.is_grad_enabled():
+            self.index_loss = self.index.loss(asked, described, q, k, chosen)
         if self.on_read:
             self.on_read(state.memory.length, chosen[:, None], near_from, touched, q, asked, memory, tries)
         read = self._read(q.transpose(1, 2), memory, state.memory, chosen)

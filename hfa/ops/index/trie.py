@@ -228,12 +228,18 @@ def retrieve_row(
                     chunk = chunks[chunk, 0]
         held = 0
         for i in range(listed):
-            product = np.zeros_like(opposed[0])
-            for x in range(query.shape[1]):
-                product += query[t, x] * keys[nearest[i], x]
+            product = _product(query[t], keys[nearest[i]])
             held = _keep_least(opposed, best, held, -product, nearest[i])
         chosen[t, :held] = best[:held]
         touched[t] = looked
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _product(one: Array, other: Array) -> Any:
+    product = one[0] * other[0]
+    for x in range(1, len(one)):
+        product += one[x] * other[x]
+    return product
 
 
 @njit(nogil=True, cache=True, fastmath=True, inline="always")
