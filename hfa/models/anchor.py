@@ -144,7 +144,7 @@ class Anchor(Mixer):
         tries = self._prepared(lookup.tries, memory, state.memory, near_from)
         chosen, touched = self._retrieve(asked, ranking, memory, state.memory.length, tries)
         if self.training and torch.is_grad_enabled():
-            self.index_loss = self.index.loss(asked, described, q, k, chosen)
+            self.index_loss = self.index.loss(asked, described, q, k)
         if self.on_read:
             self.on_read(state.memory.length, chosen[:, None], near_from, touched, q, asked, memory, tries)
         read = self._read(q.transpose(1, 2), memory, state.memory, chosen)

@@ -18,9 +18,9 @@ GROUPS = 16  # codes of a token: the first half describes the last token, the se
 CODES = 64  # values of a code
 _WIDTH = 64  # features of the last token
 
+_WEIGHT = 0.01  # of the loss: nothing to Adam, as only the index learns from it, but to the norm that is clipped
 _SAMPLED = 1024  # queries whose attention is looked at for the loss, of which
-_LEARNT = 96  # those that look back most sharply to what was not found are learnt from
-_KNOWN = 10.0  # how much one counts whose evidence was found
+_LEARNT = 96  # those that look back most sharply are learnt from
 _KEYS = 4096  # tokens that they are told from
 _LOGITS = 1 << 21
 _NEAR = 8  # tokens that no index is needed for
@@ -125,7 +125,7 @@ class Index(nn.Module):
         """The best codes, uint8 [..., GROUPS]."""
         return self.scores(features).argmax(-1).to(torch.uint8)
 
-    def loss(self, query: Tensor, key: Tensor, attention_query: Tensor, attention_key: Tensor, found: Tensor) -> Tensor:
+    def loss(self, query: Tensor, key: Tensor, attention_query: Tensor, attention_key: Tensor) -> Tensor:
         """How far codes are from finding what attention reads; its gradient reaches the codes alone.
 
         A sample of queries is told from many keys, those of other rows too, by how likely their codes agree; the
@@ -135,10 +135,9 @@ class Index(nn.Module):
         Args:
             query, key: features, from `forward`.
             attention_query: [B, T, H, K], logit scale included; attention_key: [B, T, G, K].
-            found: int32 [B, T, R], what the index found for each query, -1 for nothing: what it missed is learnt first.
         """
         length = query.shape[1]
-        rows, columns, weights, kept = _sample(attention_query.detach(), attention_key.detach(), found)
+        rows, columns, weights, kept = _sample(attention_query.detach(), attention_key.detach())
         agree = self._probabilities(key.flatten(0, 1)[kept])  # [M, GROUPS, CODES]
         asked = self._probabilities(query[rows, columns])  # [S, GROUPS, CODES]
         log_agreement = (torch.einsum("sgc,mgc->gsm", asked, agree) + _FLOOR).log()
@@ -147,15 +146,15 @@ class Index(nn.Module):
         logits = (log_agreement.sum(0) * self.log_temperature.exp()).masked_fill(future, -torch.inf)
         contrast = -(logits.log_softmax(-1).masked_fill(weights == 0, 0.0) * weights).sum(-1).mean()
         match = -(log_agreement * weights).sum((0, 2)).mean()
-        return contrast + match + 0.5 * _imbalance(agree) + 0.3 * _redundancy(agree)
+        return _WEIGHT * (contrast + match + 0.5 * _imbalance(agree) + 0.3 * _redundancy(agree))
 
     def _probabilities(self, features: Tensor) -> Tensor:
         return (rms_norm(self.scores(features)) * self.log_sharpness.exp()).softmax(-1)
 
 
 @torch.no_grad()
-def _sample(query: Tensor, key: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries that look back sharply, those before others whose evidence was not found, and keys to tell apart.
+def _sample(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries that look back sharply, and keys to tell apart.
 
     Returns:
         row and column of the queries [S]; their attention [S, M] to the keys [M], numbers in the flattened batch.
@@ -164,21 +163,18 @@ def _sample(query: Tensor, key: Tensor, found: Tensor) -> tuple[Tensor, Tensor, 
     count = max(1, min(_SAMPLED, _LOGITS // (heads * length), batch * length) // batch)
     columns = torch.randint(length, (batch, count), device=query.device)
     asked = query[torch.arange(batch, device=query.device)[:, None], columns]  # [B, S', H, K]
-    read = found[torch.arange(batch, device=query.device)[:, None], columns].long()
     grouped = asked.unflatten(2, (key.shape[2], -1))
     logits = torch.einsum("bsghk,btgk->bsght", grouped, key).flatten(2, 3)
     where = torch.arange(length, device=query.device)
     attention = logits.masked_fill(where > columns[..., None, None], -torch.inf).softmax(-1).mean(2)
     back = attention.masked_fill(where > columns[..., None] - _NEAR, 0.0)
-    missed = back.scatter(-1, torch.where(read < 0, columns[..., None], read), 0.0)  # the query itself weighs nothing
-    wanted = missed.amax(-1) + _KNOWN * back.amax(-1)
-    best = wanted.flatten().topk(min(_LEARNT, batch * count)).indices
+    best = back.amax(-1).flatten().topk(min(_LEARNT, batch * count)).indices
     rows, attention = best // count, attention.flatten(0, 1)[best]
     if batch * length <= _KEYS:
         kept = torch.arange(batch * length, device=query.device)
     else:
-        most = attention.topk(min(4, length)).indices + rows[:, None] * length
-        kept = torch.cat([most.flatten(), torch.randperm(batch * length, device=query.device)[:_KEYS]]).unique()
+        read = attention.topk(min(4, length)).indices + rows[:, None] * length
+        kept = torch.cat([read.flatten(), torch.randperm(batch * length, device=query.device)[:_KEYS]]).unique()
     own = kept // length == rows[:, None]
     weights = attention.gather(1, kept % length * torch.ones_like(rows)[:, None]) * own
     return rows, columns.flatten()[best], weights / weights.sum(-1, keepdim=True), kept

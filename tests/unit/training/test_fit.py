@@ -78,7 +78,7 @@ def test_what_a_run_leaves(composed: Compose, tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_stays_when_things_get_worse(composed: Compose, tmp_path: Path) -> None:
-    bad = ("optimizer.lr=3", "scheduler=constant", "scheduler.warmup_steps=0", "trainer.gradient_clip_val=null")
+    bad = ("optimizer.lr=10", "scheduler=constant", "scheduler.warmup_steps=0", "trainer.gradient_clip_val=null")
     train(composed(*bad), tmp_path / "run")
     losses = {row["step"]: row["val/loss"] for row in rows(tmp_path / "run") if "val/loss" in row}
     assert losses[4] < losses[8], "this run was meant to get worse"
@@ -94,8 +94,11 @@ def test_a_step_of_micro_batches_is_a_step_of_one_batch(composed: Compose, tmp_p
     common = ("model.dropout=0.0", "trainer.loss_average=examples", "trainer.max_steps=3")
     train(composed(*common, "loader.batch_size=4"), tmp_path / "whole")
     train(composed(*common, "loader.batch_size=2", "trainer.accumulate_grad_batches=2"), tmp_path / "halves")
+    drawn = {"train/auxiliary_loss", "gradient_norm"}  # the index learns from a sample of each micro-batch
     for whole, halves in zip(rows(tmp_path / "whole"), rows(tmp_path / "halves"), strict=True):
-        assert halves == pytest.approx(whole, rel=1e-3)
+        assert [halves[key] for key in whole.keys() - drawn] == pytest.approx(
+            [whole[key] for key in whole.keys() - drawn], rel=1e-3
+        )
 
 
 # Between validations; when one is due; mid-window with accumulation and worker processes.
