@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 
 from hfa.config import from_node
 from hfa.models import LanguageModel, ModelConfig
+from hfa.models.rewind import mark, rewind
 from hfa.models.state import flatten, num_bytes, select_rows, stack_rows, unflatten
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
@@ -137,6 +138,23 @@ def test_a_state_can_be_continued_twice(model: LanguageModel) -> None:
     _, fork = model.step(two[:, 0], state)
     model(two[:, 1:], fork)
     assert torch.equal(model(one, state)[0], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stream_can_be_rewound_to_any_mark(name: str) -> None:
+    model, tokens, other = build(name), some_tokens(2, 40), some_tokens(2, 9, seed=1)
+    state, marks = model.init_state(2), {}
+    for first in range(0, 40, 4):  # two blocks at a time
+        marks[first] = mark(state)
+        _, state = model(tokens[:, first : first + 4], state)
+    for first in (36, 8, 20, 0):
+        expected, _ = model(torch.cat([tokens[:, :first], other], 1))
+        again, rewound = model(other, rewind(state, marks[first]))
+        torch.testing.assert_close(again, expected[:, first:], atol=1e-4, rtol=0)
+        _, saved = model(other, unflatten(model.init_state(2), load(save(flatten(rewind(state, marks[first]))))))
+        assert torch.equal(model(other, saved)[0], model(other, rewound)[0])
+    assert torch.equal(model(other, state)[0], model(other, rewind(state, mark(state)))[0])
 
 
 @torch.no_grad()
