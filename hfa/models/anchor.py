@@ -42,6 +42,7 @@ class AnchorSettings(FlowSettings):
     num_trees: PositiveInt  # tries of the index; each sees the codes in another order
     beam: PositiveInt  # leaves that a query reaches in each
     leaf_size: PositiveInt  # tokens looked at in a leaf
+    num_ranked: PositiveInt  # of all those, the nearest by code are ranked by their keys; the best are read
     logit_scale: PositiveFloat  # of the attention at the start; learnt from there
 
     def check(self) -> None:
@@ -50,6 +51,8 @@ class AnchorSettings(FlowSettings):
             raise ConfigError("num_memory_heads", self.num_memory_heads, f"a divisor of num_heads={self.num_heads}")
         if self.window % self.block_size:
             raise ConfigError("window", self.window, f"a multiple of block_size={self.block_size}")
+        if self.num_ranked < self.num_retrieved:
+            raise ConfigError("num_ranked", self.num_ranked, f"at least num_retrieved={self.num_retrieved}")
         if self.num_trees > GROUPS:
             raise ConfigError("num_trees", self.num_trees, f"at most {GROUPS}, one for every first code")
         unused = set(self.pattern) - set(self.kinds)
@@ -90,6 +93,7 @@ class Anchor(Mixer):
             settings.num_trees,
             settings.beam,
             settings.leaf_size,
+            settings.num_ranked,
         )
         memory_width = memory_heads * self.head_dim
         self.query = Linear(width, width, bias=False)

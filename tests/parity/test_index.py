@@ -29,7 +29,9 @@ def empty(stored: int, num_trees: int) -> tuple[torch.Tensor, ...]:
 
 def search(num_trees: int, beam: int, leaf_size: int, num_retrieved: int = 200) -> Search:
     """Long shortlists, unless told otherwise: which of many equal codes comes last on a short one is open."""
-    return Search(16, 4, num_retrieved, num_trees, beam, leaf_size, regret_cap=100.0)  # no ties at the cap
+    return Search(
+        16, 4, num_retrieved, num_trees, beam, leaf_size, 4 * num_retrieved, regret_cap=100.0
+    )  # no ties at the cap
 
 
 def products(query: torch.Tensor, keys: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

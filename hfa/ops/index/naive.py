@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfa.ops.index.retrieve import SHORTLIST, Search
+from hfa.ops.index.retrieve import Search
 
 Trie = dict[int, Any]  # code to a Trie, or to a leaf: the positions in it, oldest first
 
@@ -38,7 +38,7 @@ def naive_retrieve(
             for leaf in _descend(trie, order, regret, search.beam):
                 for position in leaf[-search.leaf_size :]:
                     distances[position] = float(regret[range(groups), codes[position].long()].sum())
-        shortlist = sorted(distances, key=distances.__getitem__)[: SHORTLIST * search.num_retrieved]
+        shortlist = sorted(distances, key=distances.__getitem__)[: search.num_ranked]
         ranked = sorted(shortlist, key=lambda position: -float(query[t] @ keys[position]))
         found.append(ranked[: search.num_retrieved])
     return found

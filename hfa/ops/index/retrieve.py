@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfa.ops.index.trie import CHUNK, SHORTLIST, SPARE_TABLES, TOKENS_PER_TABLE, retrieve_row
+from hfa.ops.index.trie import CHUNK, SPARE_TABLES, TOKENS_PER_TABLE, retrieve_row
 
-__all__ = ["CHUNK", "SHORTLIST", "Search", "retrieve", "room"]
+__all__ = ["CHUNK", "Search", "retrieve", "room"]
 
 
 class Search(NamedTuple):
     """How far a query looks.
 
     A query looks at no more than ``num_trees * beam * leaf_size`` tokens outside its window, however long the
-    context. The ``SHORTLIST * num_retrieved`` nearest by code are ranked by their keys, and the best retrieved.
+    context. The `num_ranked` nearest by code are ranked by their keys, and the best of them retrieved.
     """
 
     window: int  # tokens that are read anyway, at least; a multiple of block_size
@@ -26,6 +26,7 @@ class Search(NamedTuple):
     num_trees: int
     beam: int  # leaves looked at in each trie
     leaf_size: int  # tokens looked at in each leaf, the newest; a fuller one splits while it can
+    num_ranked: int  # tokens ranked by their keys, those nearest by code
     regret_cap: float = 2.25  # what the least likely code of a group costs, in spreads of the group's scores
 
 
@@ -82,6 +83,7 @@ def _search(
     num_trees: int,
     beam: int,
     leaf_size: int,
+    num_ranked: int,
     regret_cap: float,
 ) -> tuple[Tensor, Tensor]:
     batch, length = scores.shape[:2]
@@ -105,6 +107,7 @@ def _search(
             num_trees,
             beam,
             leaf_size,
+            num_ranked,
             regret_cap,
             chosen[b].numpy(),
             touched[b].numpy(),

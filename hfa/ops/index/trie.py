@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-SHORTLIST = 4  # times num_retrieved: tokens nearest by code, which are then ranked by their keys
 CHUNK = 8  # numbers in a chunk of a leaf
 SPARE_TABLES, TOKENS_PER_TABLE = 64, 8  # tables that the first tokens may take, and how many each later one adds
 _HELD = CHUNK - 2  # positions among them
@@ -173,6 +172,7 @@ def retrieve_row(
     num_trees: int,
     beam: int,
     leaf_size: int,
+    num_ranked: int,
     regret_cap: float,
     chosen: Array,
     touched: Array,
@@ -194,7 +194,7 @@ def retrieve_row(
     while room < 2 * num_trees * beam * leaf_size:
         room *= 2
     seen = np.empty(room, np.int32)  # a hash set of the positions looked at
-    distances, nearest = np.empty(SHORTLIST * wanted, np.float32), np.empty(SHORTLIST * wanted, np.int32)
+    distances, nearest = np.empty(num_ranked, np.float32), np.empty(num_ranked, np.int32)
     opposed, best = np.empty(wanted, query.dtype), np.empty(wanted, np.int32)
     for t in range(scores.shape[0]):
         limit = (start + t) // block * block - window
