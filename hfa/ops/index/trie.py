@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from hfa.ops.simd import prefetch
+
 CHUNK = 8  # numbers in a chunk of a leaf
 SPARE_TABLES, TOKENS_PER_TABLE = 64, 8  # tables that the first tokens may take, and how many each later one adds
 _HELD = CHUNK - 2  # positions among them
 _INSERTED, _TABLES, _CHUNKS, _FREE = range(4)
 _FAR = np.float32(1e30)
+_AHEAD = 8  # keys on their way from memory while one is looked at
 
 Array = np.ndarray[Any, Any]
 
@@ -193,7 +196,8 @@ def retrieve_row(
     room = 2
     while room < 2 * num_trees * beam * leaf_size:
         room *= 2
-    seen = np.empty(room, np.int32)  # a hash set of the positions looked at
+    seen, candidates = np.empty(room, np.int32), np.empty(room, np.int32)  # a hash set of the positions looked at
+    key_bytes = keys.shape[1] * keys.itemsize
     distances, nearest = np.empty(num_ranked, np.float32), np.empty(num_ranked, np.int32)
     opposed, best = np.empty(wanted, query.dtype), np.empty(wanted, np.int32)
     for t in range(scores.shape[0]):
@@ -205,7 +209,7 @@ def retrieve_row(
         insert(codes, tables, chunks, counts, limit, num_trees, leaf_size)
         measure_regret(scores[t], regret, regret_cap)
         seen[:] = -1
-        listed, looked = 0, 0
+        looked = 0
         for tree in range(num_trees):
             leaves = descend(regret, tables, tree, tree * groups // num_trees, nodes, costs, below, below_costs)
             for leaf in range(leaves):
@@ -222,14 +226,22 @@ def retrieve_row(
                         if seen[slot] == position:
                             continue
                         seen[slot] = position
+                        candidates[looked] = position
+                        prefetch(codes.ctypes.data + np.intp(position) * groups, 0)
                         looked += 1
-                        distance = _distance(regret, codes[position])
-                        listed = _keep_least(distances, nearest, listed, distance, position)
                     chunk = chunks[chunk, 0]
-        held = 0
-        for i in range(listed):
-            product = _product(query[t], keys[nearest[i]])
-            held = _keep_least(opposed, best, held, -product, nearest[i])
+        listed, held = 0, 0
+        for i in range(looked):
+            distance = _distance(regret, codes[candidates[i]])
+            listed = _keep_least(distances, nearest, listed, distance, candidates[i])
+        for i in range(listed + _AHEAD):
+            if i < listed:
+                for x in range(0, key_bytes, 64):
+                    prefetch(keys.ctypes.data + np.intp(nearest[i]) * key_bytes + x, 0)
+            if i < _AHEAD:
+                continue
+            product = _product(query[t], keys[nearest[i - _AHEAD]])
+            held = _keep_least(opposed, best, held, -product, nearest[i - _AHEAD])
         chosen[t, :held] = best[:held]
         touched[t] = looked
 
