@@ -173,7 +173,11 @@ def test_sigterm_leaves_an_artifact_that_can_be_evaluated(tmp_path: Path, comman
         assert text in out
     (report,) = tmp_path.glob("outputs/*/*/evaluation.json")
     assert json.loads(report.read_text())["training"]["step"] == step
-    assert {path.name for path in (report.parent / "plots").iterdir()} == {"recall.png", "loss_by_position.png"}
+    assert {path.name for path in (report.parent / "plots").iterdir()} == {
+        "recall.png",
+        "selection.png",
+        "loss_by_position.png",
+    }
 
 
 def test_ctrl_c(tmp_path: Path, command: list[str]) -> None:
