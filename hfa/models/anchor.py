@@ -133,7 +133,8 @@ class Anchor(Mixer):
         return num_bytes(self.init_state(1)) + seq_len * pages + 4 * (tables * CODES + chunks * CHUNK)
 
     def auxiliary_loss(self) -> Tensor | None:
-        return self.index_loss
+        loss, self.index_loss = self.index_loss, None  # handed over once: a graph does not outlive its step
+        return loss
 
     def forward(self, x: Tensor, state: AnchorState) -> tuple[Tensor, AnchorState]:
         query, query_tail = self.query_conv(self.query(x), state.query_tail)
@@ -147,8 +148,8 @@ class Anchor(Mixer):
         near_from = self._near_from(state.memory.length, x.shape[1])
         tries = self._prepared(lookup.tries, memory, state.memory, near_from)
         chosen, touched = self._retrieve(asked, ranking, memory, state.memory.length, tries)
-        if self.training and torch.is_grad_enabled():
-            self.index_loss = self.index.loss(asked, described, q, k)
+        learns = self.training and torch.is_grad_enabled()
+        self.index_loss = self.index.loss(asked, described, q, k) if learns else None
         if self.on_read:
             self.on_read(state.memory.length, chosen[:, None], near_from, touched, q, asked, memory, tries)
         read = self._read(q.transpose(1, 2), memory, state.memory, chosen)
@@ -166,9 +167,12 @@ class Anchor(Mixer):
 
     def _prepared(self, tries: Tries, memory: Memory, before: Memory, near_from: Tensor) -> Tries:
         """The tries, as they were when all before `near_from` had entered, and with room for what is to come."""
-        if memory.shares(before) or memory.pages[0].device.type != "cpu":
+        wanted = self._room(memory.capacity)
+        there = (tries.tables.shape[1], tries.chunks.shape[1])  # none in a state that comes from another device
+        roomy = all(have >= want for have, want in zip(there, wanted, strict=True))
+        if memory.pages[0].device.type != "cpu" or (memory.shares(before) and roomy):
             return tries
-        return tries.copied(self._room(memory.capacity), near_from[:, 0])
+        return tries.copied(wanted, near_from[:, 0])
 
     @torch.no_grad()
     def _retrieve(

@@ -48,6 +48,8 @@ class Read(NamedTuple):
         if self.tries.tables.shape[1]:
             scores = self.anchor.index.scores(self.asked[row, query])
             tables, chunks, _ = (x[row] for x in self.tries)
+            if int(self.tries.counts[row, 0]) > int(near[0]):
+                raise ValueError("the stream has gone on since: explain a read before more tokens follow")
             leaves = trace(scores, self.memory.pages[2][row], tables, chunks, self.anchor.search)
         stored = int(self.memory.length[row])
         return Explanation(self.layer, position, stored, int(near[0]), positions, weights, leaves)

@@ -37,7 +37,9 @@ class Memory(NamedTuple):
             return Memory(new, end, end.clone())
         needed = int(end.max())
         differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (*new, *self.pages))
-        if differentiable or self.capacity < needed or not torch.equal(self.written, self.length):
+        kept = any(x.requires_grad for x in self.pages)  # a graph needs these buffers as they are
+        kept = kept or (self.written.is_inference() and not torch.is_inference_mode_enabled())
+        if differentiable or kept or self.capacity < needed or not torch.equal(self.written, self.length):
             room = max(needed, self.capacity) if differentiable else needed + max(needed // 8, _ROOM)
             return self._copied(room, new, end)
         for page, part in zip(self.pages, new, strict=True):

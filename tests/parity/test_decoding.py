@@ -79,3 +79,9 @@ def test_flow_block(rows: int, heads: int, conv_width: int) -> None:
     torch.testing.assert_close(torch.cat(found, 1).double(), wanted, atol=3e-5, rtol=0)
     for ours, theirs in zip(state, final, strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=3e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_vector_of_another_width_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Linear(64, 16, bias=False)(torch.zeros(2, 32))

@@ -173,6 +173,29 @@ def test_training_mode_and_inference_agree_without_dropout(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_threads_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows may be worked on side by side, in training and after it."""
+    model, tokens = build(name).train(), some_tokens(3, 40)
+    one = model(tokens)[0]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    several = model(tokens)[0]
+    several.sum().backward()
+    torch.testing.assert_close(several, one, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reading_on_leaves_a_pending_gradient_alone(name: str) -> None:
+    model, tokens = build(name), some_tokens(2, 30)
+    with torch.no_grad():
+        _, state = model(tokens[:, :9])
+        _, state = model(tokens[:, 9:10], state)  # which leaves room to spare
+    logits, state = model(tokens[:, 10:20], state)
+    with torch.no_grad():
+        model(tokens[:, 20:], state)
+    logits.sum().backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_flow_through_a_carried_state(name: str) -> None:
     """Backpropagating through two calls equals backpropagating through one, in float64."""
     model, tokens = build(name).double(), some_tokens(2, 20)

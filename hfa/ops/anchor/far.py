@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 _NOTHING = -30.0  # logits below the greatest: too little for a sum to notice
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) -> None:
     """Extend the softmax over the window by the tokens chosen, in place.
 

@@ -58,9 +58,9 @@ class _Span(NamedTuple):
 
     def keys(self, x: Tensor) -> Tensor:
         """[N, G, X] to [blocks, G, reach, X], a view."""
-        row, group, _ = x.stride()
+        row, group, feature = x.stride()
         shape = (self.blocks, x.shape[1], self.reach, x.shape[2])
-        return x.as_strided(shape, (self.length * row, group, row, 1), x.storage_offset() + self.key * row)
+        return x.as_strided(shape, (self.length * row, group, row, feature), x.storage_offset() + self.key * row)
 
     def add(self, x: Tensor, part: Tensor) -> None:
         """Add what has the shape of `keys` to where it belongs in [N, G, X]."""

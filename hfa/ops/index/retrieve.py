@@ -89,7 +89,8 @@ def _search(
     batch, length = scores.shape[:2]
     chosen = torch.empty(batch, length, num_retrieved, dtype=torch.int32)
     touched = torch.empty(batch, length, dtype=torch.int32)
-    scores, query = scores.float().contiguous(), query.contiguous()
+    scores, query = scores.detach().float().contiguous(), query.detach().contiguous()
+    keys = keys.detach()  # here: the threads of the pool have a grad mode of their own
     starts = start.tolist()
 
     def row(b: int) -> None:

@@ -97,7 +97,7 @@ def _take_apart(chunks: Array, counts: Array, leaf: int) -> Array:
     return tokens
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def measure_regret(scores: Array, regret: Array, cap: float) -> None:
     """How far each code of [groups, codes] scores below its group's best, in units of the group's spread."""
     width = scores.shape[1]
