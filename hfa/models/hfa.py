@@ -1,7 +1,7 @@
 """Hierarchical Flow Anchoring: a flow that carries the stream, and anchors that forget nothing.
 
 Most layers are *flow*: a gated delta rule with a constant state. A few are *anchor* layers: every token's key and
-value stay, in blocks, and a query reads its neighbourhood and the tokens it retrieves from all of them.
+value stay, and a query reads its neighbourhood and the few tokens that an index finds among all of them.
 """
 
 from __future__ import annotations
