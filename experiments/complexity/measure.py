@@ -164,6 +164,8 @@ class Cell:
             grads.append(piece.grad)
         head_s = time.perf_counter() - began
         hidden.backward(torch.cat(grads, dim=1))
+        if (auxiliary := self.subject.auxiliary_loss()) is not None:
+            auxiliary.backward()  # what it has in common with the rest is detached
         return {"head_seconds": head_s}
 
     def _decode(self, count: int) -> Facts:

@@ -71,6 +71,10 @@ class Subject(ABC):
         hidden, state = self.hidden(token, state)
         return self.head(hidden[:, -1]), state
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """What training adds to the loss of the tokens."""
+        return None
+
     @property
     def body_parameters(self) -> int:
         """Parameters without the embedding."""
@@ -89,6 +93,9 @@ class Ours(Subject):
 
     def state_bytes(self, length: int) -> int:
         return self.model.state_bytes(length)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        return self.model.auxiliary_loss()
 
 
 @dataclass(frozen=True, kw_only=True)

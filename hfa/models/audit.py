@@ -31,11 +31,14 @@ class Read(NamedTuple):
 
     @torch.no_grad()
     def explain(self, row: int, query: int) -> Explanation:
-        """The read of one query, the last of the call or one whose block it shares, in full.
+        """The read of one query in full; of the last block only, and before the stream goes on.
 
         Args:
             row: of the batch.
             query: counted from the first new token.
+
+        Raises:
+            ValueError: more tokens have entered the index than the query found there.
         """
         position = int(self.start[row]) + query
         near = torch.arange(int(self.near_from[row, query]), position + 1)
@@ -49,7 +52,9 @@ class Read(NamedTuple):
             scores = self.anchor.index.scores(self.asked[row, query])
             tables, chunks, _ = (x[row] for x in self.tries)
             if int(self.tries.counts[row, 0]) > int(near[0]):
-                raise ValueError("the stream has gone on since: explain a read before more tokens follow")
+                raise ValueError(
+                    "the index has gone on since: explain a query of the last block, before more tokens follow"
+                )
             leaves = trace(scores, self.memory.pages[2][row], tables, chunks, self.anchor.search)
         stored = int(self.memory.length[row])
         return Explanation(self.layer, position, stored, int(near[0]), positions, weights, leaves)

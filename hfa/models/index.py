@@ -199,4 +199,4 @@ def _redundancy(codes: Tensor) -> Tensor:
 
 def _padded(x: Tensor, count: int) -> Tensor:
     """A copy with room for `count` entries in dimension 1, at least what it has."""
-    return F.pad(x, (0, 0, 0, max(0, count - x.shape[1]))) if count > x.shape[1] else x.clone()
+    return F.pad(x, (0, 0, 0, count - x.shape[1])) if count > x.shape[1] else x.clone()

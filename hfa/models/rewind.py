@@ -1,7 +1,7 @@
 """Marks of a stream, and the way back to them: what a fork, a rollback or a shared prefix starts from.
 
-A mark keeps what cannot be had again, the recurrent states and convolution tails of a moment (0.6 MB at HFA's default
-size), and of the exact memory only its length: the pages stay in the latest state, which every mark shares.
+A mark keeps what cannot be had again, the recurrent states and convolution tails of a moment, and of the exact memory
+only its length: the pages stay in the latest state, which every mark shares.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from hfa.ops.index.naive import measure_regret
 from hfa.ops.index.retrieve import Search
-from hfa.ops.index.trie import CHUNK, descend
+from hfa.ops.index.trie import CHUNK, descend, measure_regret
 
 
 class Leaf(NamedTuple):
@@ -30,7 +29,8 @@ def trace(scores: Tensor, codes: Tensor, tables: Tensor, chunks: Tensor, search:
         codes: uint8 [N, groups]; tables int32 [number, codes], chunks int32 [number, CHUNK]: the index of the row.
     """
     groups, beam = codes.shape[1], search.beam
-    regret, table, chunk = measure_regret(scores, search.regret_cap).numpy(), tables.numpy(), chunks.numpy()
+    regret, table, chunk = np.empty(scores.shape, np.float32), tables.numpy(), chunks.numpy()
+    measure_regret(scores.float().contiguous().numpy(), regret, search.regret_cap)
     nodes, below = np.empty(beam, np.int32), np.empty(beam, np.int32)
     costs, below_costs = np.empty(beam, np.float32), np.empty(beam, np.float32)
     found = []
