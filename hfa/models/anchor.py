@@ -20,9 +20,10 @@ from hfa.models.state import num_bytes
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
 from hfa.nn.norm import l2_norm
-from hfa.ops.anchor import anchor_read, gathered_anchor_read
+from hfa.ops.anchor import AnchorWeights, Row, anchor_read, anchor_step, gathered_anchor_read
 from hfa.ops.attention import causal_attention
 from hfa.ops.index import CHUNK, Search, retrieve, retrieve_exactly, room
+from hfa.ops.simd import WIDTH, suits, tracked
 
 # Where match-init points the short convolutions of an anchor layer: a query describes the tokens up to the present
 # one, a key the tokens before its own, so that a repeated context matches the token that followed it.
@@ -137,6 +138,10 @@ class Anchor(Mixer):
         return loss
 
     def forward(self, x: Tensor, state: AnchorState) -> tuple[Tensor, AnchorState]:
+        if x.shape[1] == 1 and state.memory.capacity and not self.on_read:
+            weights = self._weights()
+            if not tracked(x, *weights, *state.memory.pages) and suits(x, *weights[:-1]) and not self.head_dim % WIDTH:
+                return self._step(x, state, weights)
         query, query_tail = self.query_conv(self.query(x), state.query_tail)
         key, key_tail = self.key_conv(self.key(x), state.key_tail)
         q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * self.log_scale.exp()[:, None]
@@ -155,6 +160,35 @@ class Anchor(Mixer):
         read = self._read(q.transpose(1, 2), memory, state.memory, chosen)
         state = AnchorState(memory, lookup._replace(tries=tries), query_tail, key_tail)
         return self.out(read.transpose(1, 2).flatten(2)), state
+
+    def _step(self, x: Tensor, state: AnchorState, weights: AnchorWeights) -> tuple[Tensor, AnchorState]:
+        memory, lookup = state.memory.extended(1), state.lookup
+        near_from = self._near_from(state.memory.length, 1)
+        tries = self._prepared(lookup.tries, memory, state.memory, near_from)
+        starts = state.memory.length.tolist()
+        rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
+        tails = state.query_tail, state.key_tail, lookup.query_tail, lookup.key_tail
+        y, after = anchor_step(x, tails, rows, weights, self.search)
+        return y, AnchorState(memory, IndexState(after[2], after[3], tries), after[0], after[1])
+
+    def _weights(self) -> AnchorWeights:
+        index = self.index
+        token_book, memory_book = index.codebooks
+        return AnchorWeights(
+            self.query.weight,
+            self.key.weight,
+            self.value.weight,
+            index.query.weight,
+            index.key.weight,
+            self.out.weight,
+            self.query_conv.weight,
+            self.key_conv.weight,
+            index.query_conv.weight,
+            index.key_conv.weight,
+            token_book,
+            memory_book,
+            self.log_scale,
+        )
 
     def _near_from(self, start: Tensor, length: int) -> Tensor:
         """The first position of the window of each new token, [B, T]."""

@@ -35,15 +35,24 @@ class Memory(NamedTuple):
         end = self.length + new[0].shape[1]
         if not self.capacity:
             return Memory(new, end, end.clone())
-        needed = int(end.max())
         differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (*new, *self.pages))
+        if differentiable:
+            pages = self._copied(max(int(end.max()), self.capacity))
+            after = Memory(pages, end, end.clone())
+        else:
+            after = self.extended(new[0].shape[1])
+        for page, part in zip(after.pages, new, strict=True):
+            self._place(page, part)
+        return after
+
+    def extended(self, count: int) -> Memory:
+        """The memory with `count` more tokens a row, which whoever asks for them writes; without gradients."""
+        end = self.length + count
+        needed = int(end.max())
         kept = any(x.requires_grad for x in self.pages)  # a graph needs these buffers as they are
         kept = kept or (self.written.is_inference() and not torch.is_inference_mode_enabled())
-        if differentiable or kept or self.capacity < needed or not torch.equal(self.written, self.length):
-            room = max(needed, self.capacity) if differentiable else needed + max(needed // 8, _ROOM)
-            return self._copied(room, new, end)
-        for page, part in zip(self.pages, new, strict=True):
-            self._place(page, part)
+        if kept or self.capacity < needed or not torch.equal(self.written, self.length):
+            return Memory(self._copied(needed + max(needed // 8, _ROOM)), end, end.clone())
         self.written.copy_(end)
         return self._replace(length=end)
 
@@ -64,15 +73,14 @@ class Memory(NamedTuple):
     def capacity(self) -> int:
         return self.pages[0].shape[1]
 
-    def _copied(self, room: int, new: tuple[Tensor, ...], end: Tensor) -> Memory:
+    def _copied(self, room: int) -> tuple[Tensor, ...]:
+        """Buffers of their own, with room for that many tokens."""
         grown = []
-        for old, part in zip(self.pages, new, strict=True):
+        for old in self.pages:
             spare = (0, 0) * (old.dim() - 2)
             buffer = F.pad(old[:, :room], (*spare, 0, max(0, room - self.capacity)))
-            buffer = buffer.clone() if buffer.data_ptr() == old.data_ptr() else buffer
-            self._place(buffer, part)
-            grown.append(buffer)
-        return Memory(tuple(grown), end, end.clone())
+            grown.append(buffer.clone() if buffer.data_ptr() == old.data_ptr() else buffer)
+        return tuple(grown)
 
     def _place(self, buffer: Tensor, new: Tensor) -> None:
         first = int(self.length[0])

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from hfa.config import from_node
+from hfa.models.anchor import Anchor
 from hfa.models.base import Block
 from hfa.models.flow import Flow
 from hfa.models.hfa import HFAConfig
@@ -85,3 +86,36 @@ def test_flow_block(rows: int, heads: int, conv_width: int) -> None:
 def test_a_vector_of_another_width_is_refused() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Linear(64, 16, bias=False)(torch.zeros(2, 32))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6])
+@pytest.mark.parametrize(("heads", "memory_heads", "conv_width"), [(2, 1, 4), (4, 2, 1), (4, 4, 3)])
+def test_anchor_layer(rows: int, heads: int, memory_heads: int, conv_width: int) -> None:
+    """A token at a time, by the kernel and by the operators of prefill; a state that is continued twice forks."""
+    torch.manual_seed(0)
+    sizes = {
+        "d_model": 16 * heads,
+        "num_heads": heads,
+        "num_memory_heads": memory_heads,
+        "conv_width": conv_width,
+        "window": 8,
+        "block_size": 4,
+        "num_retrieved": 4,
+        "num_ranked": 6,
+        "leaf_size": 3,
+    }
+    node = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF), sizes))
+    assert isinstance(node, dict)
+    layer = Anchor(from_node(node, "model", HFAConfig)).eval()
+    x = draw(rows, 40, 16 * heads)
+    wanted, final = layer(x, layer.init_state(rows))
+    _, state = layer(x[:, :3], layer.init_state(rows))
+    for t in range(3, 40):
+        fork, before = layer(x[:, t : t + 1].neg(), state)[0], state
+        y, state = layer(x[:, t : t + 1], state)
+        torch.testing.assert_close(y, wanted[:, t : t + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(fork, layer(x[:, t : t + 1].neg(), before)[0], atol=0, rtol=0)
+    for ours, theirs in zip(state.memory.read(), final.memory.read(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for ours, theirs in zip((*state[2:], *state.lookup[:2]), (*final[2:], *final.lookup[:2]), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)

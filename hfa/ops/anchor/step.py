@@ -1,0 +1,216 @@
+"""One token of an anchor layer in one kernel: between the matrices there is too little work to pay for a call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from hfa.ops.anchor.far import join_vectors
+from hfa.ops.fused.conv import convolve, shift
+from hfa.ops.fused.linear import decodes, products
+from hfa.ops.index.retrieve import Search
+from hfa.ops.index.trie import CHUNK, retrieve_row
+from hfa.ops.simd import WIDTH, first, load, one, splat, store, total
+
+Array = np.ndarray[Any, Any]
+
+_NOTHING = np.float32(-1e30)  # the log-sum-exp of no token
+_KEYS, _VALUES, _CODES, _TABLES, _CHUNKS, _COUNTS, _START, _ROOM, _NUM_TABLES, _NUM_CHUNKS = range(10)
+
+
+class AnchorWeights(NamedTuple):
+    """Of an anchor layer, all contiguous. A: the width of its memory, F: features of the last token."""
+
+    query: Tensor  # [D, D]
+    key: Tensor  # [A, D]
+    value: Tensor  # [A, D]
+    index_query: Tensor  # [F, D]
+    index_key: Tensor  # [F, D]
+    out: Tensor  # [D, D]
+    query_conv: Tensor  # [J, D]
+    key_conv: Tensor  # [J, A]
+    index_query_conv: Tensor  # [J, F]
+    index_key_conv: Tensor  # [J, F]
+    token_book: Tensor  # [F, half of the codes' values]
+    memory_book: Tensor  # [A, as many]
+    log_scale: Tensor  # [H]
+
+
+class Row(NamedTuple):
+    """The memory and the index of one row, all contiguous, updated in place. N: tokens that there is room for."""
+
+    keys: Tensor  # [N, A]
+    values: Tensor  # [N, A]
+    codes: Tensor  # uint8 [N, groups]
+    tables: Tensor  # int32 [.., 64]; of no tables while all is in the window
+    chunks: Tensor  # int32 [.., CHUNK]
+    counts: Tensor  # int64 [4]
+    start: int  # position of the token
+
+
+def anchor_step(
+    x: Tensor, tails: Sequence[Tensor], rows: Sequence[Row], weights: AnchorWeights, search: Search
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What :class:`hfa.models.anchor.Anchor` computes for one token a row, without gradients, float32 on the CPU.
+
+    Rows need not stand in one buffer, so that streams of any length are decoded together.
+
+    Args:
+        x: [B, 1, D].
+        tails: before the convolutions of query, key, index query and index key, each [B, J - 1, channels].
+        rows: B of them.
+        search: how far to look.
+
+    Returns:
+        y [B, 1, D], and the tails after the token.
+    """
+    x, batch = x.contiguous(), len(x)
+    heads, width = len(weights.log_scale), x.shape[-1]
+    memory_width, features = len(weights.key), len(weights.index_query)
+    matrices = weights[:5]
+    projected = [x.new_empty(batch, len(matrix)) for matrix in matrices]
+    few = decodes(x, *matrices, weights.out)
+    if not few:
+        for matrix, product in zip(matrices, projected, strict=True):
+            torch.mm(x[:, 0], matrix.t(), out=product)
+    tails = tuple(tail.contiguous() for tail in tails)
+    after = tuple(torch.empty_like(tail) for tail in tails)
+    read = x.new_empty(batch, width)
+    y = torch.empty_like(x)
+    groups, values = rows[0].codes.shape[-1], weights.token_book.shape[1]
+    table = np.array([_addresses(row) for row in rows], np.int64)
+    scratch = x.new_empty(batch * (width + memory_width + 2 * features) + memory_width + 4 * values)
+    tensors = (x, *weights, *projected, *tails, *after, read, y, scratch)
+    _step(
+        tuple(tensor.data_ptr() for tensor in tensors), table, few,
+        heads, width, memory_width, features, len(weights.query_conv), groups, 2 * values // groups, *search,
+    )  # fmt: skip
+    if not few:
+        torch.mm(read, weights.out.t(), out=y[:, 0])
+    return y, after
+
+
+def _addresses(row: Row) -> tuple[int, ...]:
+    pointers = (part.data_ptr() for part in row[:-1])
+    return (*pointers, row.start, len(row.keys), len(row.tables), len(row.chunks))
+
+
+@intrinsic
+def _at(typing_context: Any, address: Any) -> Any:
+    """An address as a pointer, for `carray`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.intp), generate
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _step(
+    tensors: tuple[int, ...], rows: Array, project: bool,
+    heads: int, width: int, memory_width: int, features: int, taps: int, groups: int, codes: int,
+    window: int, block: int, num_retrieved: int, num_trees: int, beam: int, leaf_size: int, num_ranked: int, cap: float,
+) -> None:  # fmt: skip
+    (
+        x, query_w, key_w, value_w, index_query_w, index_key_w, out_w, query_conv, key_conv, index_query_conv,
+        index_key_conv, token_book, memory_book, log_scale, query_x, key_x, value, index_query_x, index_key_x,
+        query_tail, key_tail, index_query_tail, index_key_tail, query_after, key_after, index_query_after,
+        index_key_after, read, y, scratch,
+    ) = tensors  # fmt: skip
+    batch, head_dim = len(rows), width // heads
+    memory_heads = memory_width // head_dim
+    if project:
+        products(x, query_w, query_x, batch, width, width)
+        products(x, key_w, key_x, batch, memory_width, width)
+        products(x, value_w, value, batch, memory_width, width)
+        products(x, index_query_w, index_query_x, batch, features, width)
+        products(x, index_key_w, index_key_x, batch, features, width)
+    query = scratch  # after the convolution, as the others
+    key = query + 4 * batch * width
+    index_query = key + 4 * batch * memory_width
+    index_key = index_query + 4 * batch * features
+    ranking = index_key + 4 * batch * features
+    convolve(query_x, query_tail, query_conv, query, batch, 1, width, taps, False, heads, head_dim)
+    convolve(key_x, key_tail, key_conv, key, batch, 1, memory_width, taps, False, memory_heads, head_dim)
+    convolve(index_query_x, index_query_tail, index_query_conv, index_query, batch, 1, features, taps, False, 0, WIDTH)
+    convolve(index_key_x, index_key_tail, index_key_conv, index_key, batch, 1, features, taps, False, 0, WIDTH)
+    shift(query_tail, query_x, query_after, batch, width, taps - 1)
+    shift(key_tail, key_x, key_after, batch, memory_width, taps - 1)
+    shift(index_query_tail, index_query_x, index_query_after, batch, features, taps - 1)
+    shift(index_key_tail, index_key_x, index_key_after, batch, features, taps - 1)
+    half = groups // 2 * codes
+    scores = ranking + 4 * memory_width
+    asked = carray(_at(scores), (1, groups, codes), np.float32)
+    described = carray(_at(scores + 8 * half), (groups, codes), np.float32)
+    chosen = np.empty((1, num_retrieved + window + block), np.int32)
+    touched, norms = np.empty(1, np.int32), np.empty((heads, 1), np.float32)
+    for b in range(batch):
+        start, room = rows[b, _START], rows[b, _ROOM]
+        q, k, v = query + 4 * b * width, key + 4 * b * memory_width, value + 4 * b * memory_width
+        keys, values = rows[b, _KEYS], rows[b, _VALUES]
+        stored = carray(_at(rows[b, _CODES]), (room, groups), np.uint8)
+        for c in range(0, memory_width, WIDTH):
+            store(keys, start * memory_width + c, load(k, c))
+            store(values, start * memory_width + c, load(v, c))
+            store(ranking, c, splat(0.0))
+        for h in range(heads):
+            scale = splat(math.exp(first(one(log_scale, h))))
+            place = h // (heads // memory_heads) * head_dim
+            for c in range(0, head_dim, WIDTH):
+                store(q, h * head_dim + c, load(q, h * head_dim + c) * scale)
+                store(ranking, place + c, load(ranking, place + c) + load(q, h * head_dim + c))
+        last_query, last_key = index_query + 4 * b * features, index_key + 4 * b * features
+        _score(last_query, last_key, token_book, scores, scores + 8 * half, features, half)
+        _score(ranking, k, memory_book, scores + 4 * half, scores + 12 * half, memory_width, half)
+        for group in range(groups):
+            stored[start, group] = np.argmax(described[group])
+        count, near = 0, max(0, start // block * block - window)
+        if near and rows[b, _NUM_TABLES]:
+            tables = carray(_at(rows[b, _TABLES]), (rows[b, _NUM_TABLES], codes), np.int32)
+            chunks = carray(_at(rows[b, _CHUNKS]), (rows[b, _NUM_CHUNKS], CHUNK), np.int32)
+            counts = carray(_at(rows[b, _COUNTS]), (4,), np.int64)
+            retrieve_row(
+                asked, carray(_at(ranking), (1, memory_width), np.float32),
+                carray(_at(keys), (room, memory_width), np.float32), stored, tables, chunks, counts, start,
+                window, block, num_trees, beam, leaf_size, num_ranked, cap, chosen[:, :num_retrieved], touched,
+            )  # fmt: skip
+            while count < num_retrieved and chosen[0, count] >= 0:
+                count += 1
+        for position in range(near, start + 1):
+            chosen[0, count] = position
+            count += 1
+        row = read + 4 * b * width
+        for c in range(0, width, WIDTH):
+            store(row, c, splat(0.0))
+        norms[:] = _NOTHING
+        join_vectors(q, keys, values, row, chosen[:, :count], norms, memory_heads, head_dim)
+    if project:
+        products(read, out_w, y, batch, width, width)
+
+
+@njit(nogil=True, error_model="numpy")
+def _score(one_x: int, other_x: int, book: int, one_y: int, other_y: int, width: int, columns: int) -> None:
+    """``y = rms_norm(x) @ book`` for two vectors [width]; book [width, columns]."""
+    squares, others = splat(0.0), splat(0.0)
+    for c in range(0, width, WIDTH):
+        squares, others = squares + load(one_x, c) * load(one_x, c), others + load(other_x, c) * load(other_x, c)
+    scale = splat(1.0 / math.sqrt(total(squares) / width + 1e-6))
+    other_scale = splat(1.0 / math.sqrt(total(others) / width + 1e-6))
+    for c in range(0, columns, 2 * WIDTH):
+        s0, s1, t0, t1 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        for i in range(width):
+            b0, b1 = load(book, i * columns + c), load(book, i * columns + c + WIDTH)
+            x, z = one(one_x, i), one(other_x, i)
+            s0, s1, t0, t1 = s0 + x * b0, s1 + x * b1, t0 + z * b0, t1 + z * b1
+        store(one_y, c, s0 * scale)
+        store(one_y, c + WIDTH, s1 * scale)
+        store(other_y, c, t0 * other_scale)
+        store(other_y, c + WIDTH, t1 * other_scale)
