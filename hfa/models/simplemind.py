@@ -13,11 +13,8 @@ from hfa.errors import ConfigError
 from hfa.models.base import Mixer, ModelConfig
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
-from hfa.nn.norm import rms_norm
-from hfa.ops.routing import route
-from hfa.ops.scan import scan
-
-_FASTEST_DECAY = 1.2  # nats a token: chunk_size * this must stay under 80, where exp overflows float32
+from hfa.nn.norm import RMSNorm
+from hfa.ops.routing import FASTEST_DECAY, Routing, routed_scan, routes
 
 
 @config
@@ -35,7 +32,7 @@ class RoutedSettings(ModelConfig):
         super().check()
         if self.active_channels >= self.num_channels:
             raise ConfigError("active_channels", self.active_channels, f"fewer than num_channels={self.num_channels}")
-        if self.chunk_size * _FASTEST_DECAY >= 80:
+        if self.chunk_size * FASTEST_DECAY >= 80:
             raise ConfigError("chunk_size", self.chunk_size, "at most 64, so that float32 does not overflow")
 
 
@@ -75,8 +72,8 @@ class RoutedChannels(Mixer):
         super().__init__()
         width, heads = settings.d_model, settings.num_heads
         self.num_heads, self.head_dim = heads, settings.head_dim
-        self.router, self.aggregation = settings.router, settings.aggregation
-        self.budget, self.chunk_size = settings.active_channels, settings.chunk_size
+        self.aggregation, self.chunk_size = settings.aggregation, settings.chunk_size
+        self.routing = Routing(settings.router, settings.active_channels, settings.aggregation == "learnable")
         self.widths = [heads * settings.num_channels, heads * settings.num_channels, width]
         self.qkv = Linear(width, sum(self.widths), bias=False)
         self.conv = ShortConv(sum(self.widths), settings.conv_width)
@@ -85,7 +82,7 @@ class RoutedChannels(Mixer):
             self.gates.weight[2 * heads :] = 0.0
             self.gates.bias.copy_(torch.tensor([6.0, -2.0, 1.0, 1.0]).repeat_interleave(heads))
         self.out_gate = Linear(width, width, bias=False)
-        self.out_norm = nn.RMSNorm(settings.head_dim, eps=1e-6)
+        self.out_norm = RMSNorm(settings.head_dim)
         self.out = Linear(width, width, bias=False)
         if match:
             self.match_init()
@@ -111,29 +108,21 @@ class RoutedChannels(Mixer):
         return RoutedState(torch.zeros(shape, dtype=dtype, device=weight.device), self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: RoutedState) -> tuple[Tensor, RoutedState]:
-        mixed, tail = self.conv(self.qkv(x), state.tail)
-        q, k, v = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, T, C] or [B, H, T, V]
-            for part in mixed.split(self.widths, dim=-1)
-        )
-        decay, write, q_theta, k_theta = self.gates(x).transpose(1, 2)[..., None].chunk(4, dim=1)  # [B, H, T, 1]
-        reading = route(rms_norm(q), self.router, q_theta, self.budget)
-        writing = route(rms_norm(k), self.router, k_theta, self.budget)
-        share = writing / (writing.amax(-1, keepdim=True) + 1e-6)
-        log_decay = F.logsigmoid(decay).clamp(min=-_FASTEST_DECAY) * share  # unrouted channels stay as they are
+        q, k, v, gates, tail = self._mixed(x, state.tail)
         if self.aggregation == "mean":
             v = F.pad(v, (0, 1), value=1.0)
-        read, channels = scan(
-            reading,
-            writing,
-            v,
-            log_decay,
-            torch.sigmoid(write),
-            state.channels,
-            erase=self.aggregation == "learnable",
-            chunk_size=self.chunk_size,
-        )
+        read, channels = routed_scan(q, k, v, gates, state.channels, self.routing, chunk_size=self.chunk_size)
         if self.aggregation == "mean":
             read = read[..., :-1] / (read[..., -1:] + 1e-3)
-        read = self.out_norm(read.to(x.dtype)).transpose(1, 2).flatten(2)
-        return self.out(read * F.silu(self.out_gate(x))), RoutedState(channels, tail)
+        read = self.out_norm(read.to(x.dtype), self.out_gate(x))  # [B, T, H, V]
+        return self.out(read.flatten(2)), RoutedState(channels, tail)
+
+    def routes(self, x: Tensor, state: RoutedState) -> tuple[Tensor, Tensor]:
+        """The weights that tokens [B, T, D] read and write with, [B, T, H, C] each."""
+        q, k, _, gates, _ = self._mixed(x, state.tail)
+        return routes(q, k, gates, self.routing)
+
+    def _mixed(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        mixed, tail = self.conv(self.qkv(x), tail)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in mixed.split(self.widths, dim=-1))
+        return q, k, v, self.gates(x), tail  # [B, T, H, C], [B, T, H, C], [B, T, H, V], [B, T, 4 H]

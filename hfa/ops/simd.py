@@ -151,6 +151,67 @@ def first(typing_context: Any, x: Any) -> Any:
 
 
 @intrinsic
+def greatest(typing_context: Any, x: Any) -> Any:
+    """The greatest of the sixteen."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.FloatType(), [_VECTOR])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fmax.v{WIDTH}f32")
+        return builder.call(function, arguments)
+
+    return types.float32(lanes), generate
+
+
+@intrinsic
+def above(typing_context: Any, x: Any, y: Any) -> Any:
+    """Bit i is set where lane i of x is greater than that of y."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(builder.fcmp_ordered(">", *arguments), ir.IntType(WIDTH))
+        return builder.zext(bits, ir.IntType(64))
+
+    return types.int64(lanes, lanes), generate
+
+
+@intrinsic
+def where(typing_context: Any, bits: Any, x: Any, y: Any) -> Any:
+    """The lanes of x where bits are set, of y elsewhere."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.trunc(arguments[0], ir.IntType(WIDTH))
+        mask = builder.bitcast(bits, ir.VectorType(ir.IntType(1), WIDTH))
+        return builder.select(mask, arguments[1], arguments[2])
+
+    return lanes(types.int64, lanes, lanes), generate
+
+
+def _of_bits(name: str, *more: ir.Constant) -> Any:
+    """An operation of LLVM's own on 64 bits."""
+
+    def declare(typing_context: Any, bits: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64), *(constant.type for constant in more)])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.i64")
+            return builder.call(function, [*arguments, *more])
+
+        return types.int64(types.int64), generate
+
+    return declare
+
+
+@intrinsic
+def count(typing_context: Any, bits: Any) -> Any:
+    """How many bits are set."""
+    return _of_bits("ctpop")(typing_context, bits)
+
+
+@intrinsic
+def lowest(typing_context: Any, bits: Any) -> Any:
+    """The place of the lowest bit that is set; one must be."""
+    return _of_bits("cttz", ir.Constant(ir.IntType(1), 1))(typing_context, bits)
+
+
+@intrinsic
 def _power_of_two(typing_context: Any, x: Any) -> Any:
     """2 to the whole number that each lane holds, by writing it into the exponent."""
 
@@ -182,19 +243,21 @@ def _floor(typing_context: Any, x: Any) -> Any:
 
 
 @intrinsic
-def _least(typing_context: Any, x: Any, y: Any) -> Any:
+def least(typing_context: Any, x: Any, y: Any) -> Any:
+    """The lesser of each lane."""
     return _named("minnum")(typing_context, x, y)
 
 
 @intrinsic
-def _most(typing_context: Any, x: Any, y: Any) -> Any:
+def most(typing_context: Any, x: Any, y: Any) -> Any:
+    """The greater of each lane."""
     return _named("maxnum")(typing_context, x, y)
 
 
 @njit(inline="always")
-def sigmoid(x: Any) -> Any:
-    """1 / (1 + exp(-x)) of each lane, to about 1e-7. Source: Cephes, expf."""
-    x = _least(_most(splat(-87.0), splat(0.0) - x), splat(87.0))
+def exponential(x: Any) -> Any:
+    """exp of each lane, to about 1e-7; beyond 87 it stays where it is. Source: Cephes, expf."""
+    x = least(most(splat(-87.0), x), splat(87.0))
     whole = _floor(x * splat(1.44269504) + splat(0.5))
     x = x - whole * splat(0.693359375) + whole * splat(2.12194440e-4)
     p = splat(1.9875691500e-4) * x + splat(1.3981999507e-3)
@@ -203,7 +266,13 @@ def sigmoid(x: Any) -> Any:
     p = p * x + splat(1.6666665459e-1)
     p = p * x + splat(5.0000001201e-1)
     p = p * x * x + x + splat(1.0)
-    return splat(1.0) / (splat(1.0) + p * _power_of_two(whole))
+    return p * _power_of_two(whole)
+
+
+@njit(inline="always")
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x)) of each lane, to about 1e-7."""
+    return splat(1.0) / (splat(1.0) + exponential(splat(0.0) - x))
 
 
 def _spread(builder: Any, value: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from hfa.ops.routing import ROUTERS, naive_route, route
+from hfa.ops.routing import ROUTERS, Routing, naive_route, naive_routed_scan, route, routed_scan
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -42,3 +44,73 @@ def test_dynamic_uses_fewer_channels_under_a_higher_threshold() -> None:
         for theta in (0.0, 1.0, 2.0)
     ]
     assert counts[0] > counts[1] > counts[2]
+
+
+def drawn(length: int, channels: int, width: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(2, length, 2, channels), (2, length, 2, channels), (2, length, 2, width), (2, length, 8)]
+    return [torch.randn(shape, generator=generator) for shape in (*shapes, (2, 2, channels, width))]
+
+
+def with_gradients(
+    call: Callable[..., tuple[torch.Tensor, ...]], inputs: list[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    outputs = call(*leaves)[:2]
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
+    loss = sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
+    return [*outputs, *torch.autograd.grad(loss, leaves)]
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("erase", [True, False])
+@pytest.mark.parametrize("length", [1, 8, 29])
+@pytest.mark.parametrize(("channels", "width", "budget"), [(16, 16, 4), (48, 80, 15), (64, 64, 16)])
+def test_the_kernel_equals_naive(router: str, erase: bool, length: int, channels: int, width: int, budget: int) -> None:
+    """In float32, with its gradients, against the naive form in float64."""
+    inputs = drawn(length, channels, width)
+    inputs[3][:, :, :2] += 3  # slow decay, and some of the fastest
+    routing = Routing(router, budget, erase)
+    found = with_gradients(lambda *x: routed_scan(*x, routing, chunk_size=8), inputs)
+    wanted = with_gradients(
+        lambda *x: naive_routed_scan(*x, router=router, budget=budget, erase=erase), [x.double() for x in inputs]
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=2e-5 * float(theirs.detach().abs().max()), rtol=0)
+    with torch.no_grad():
+        for ours, theirs in zip(routed_scan(*inputs, routing, chunk_size=8), found[:2], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("erase", [True, False])
+def test_chunks_equal_naive(router: str, erase: bool) -> None:
+    """In float64, with gradients: what runs where there is no kernel."""
+    inputs = [x.double() for x in drawn(29, 7, 5)]
+    found = with_gradients(lambda *x: routed_scan(*x, Routing(router, 3, erase), chunk_size=8), inputs)
+    wanted = with_gradients(lambda *x: naive_routed_scan(*x, router=router, budget=3, erase=erase), inputs)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-8)
+
+
+def test_views_and_widths_that_no_vector_divides_are_taken_as_they_are() -> None:
+    mixed = torch.randn(2, 9, 2 * (16 + 16 + 5), generator=torch.Generator().manual_seed(0))
+    q, k, v = (x.unflatten(-1, (2, -1)) for x in mixed.split([32, 32, 10], dim=-1))
+    gates, state = drawn(9, 16, 5)[3:]
+    found = routed_scan(q, k, v, gates, state, Routing("hard", 4, True), chunk_size=8)
+    wanted = naive_routed_scan(q, k, v, gates, state, router="hard", budget=4, erase=True)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_that_are_all_equal_are_finite() -> None:
+    q, k, v, gates, state = drawn(9, 16, 16)
+    for router in ROUTERS:
+        out, _ = routed_scan(q * 0 + 1, k * 0, v, gates, state, Routing(router, 4, True), chunk_size=8)
+        assert torch.isfinite(out).all()
+
+
+def test_the_operator_is_sound() -> None:
+    inputs = [x.requires_grad_() for x in drawn(5, 16, 16)]
+    torch.library.opcheck(torch.ops.hfa.routed_scan.default, (*inputs, "hard", 4, True, 4))

@@ -1,6 +1,20 @@
-"""Routing: which channels a token is sent to, and how strongly."""
+"""Routing: which channels a token is sent to, how strongly, and what it writes there and reads."""
 
-from hfa.ops.routing.naive import naive_route
-from hfa.ops.routing.threshold import ROUTERS, route
+from hfa.ops.routing.naive import naive_route, naive_routed_scan
+from hfa.ops.routing.operator import routed_scan_operator
+from hfa.ops.routing.recurrent import Routing, recurrent_routed_scan
+from hfa.ops.routing.scan import routed_scan, routes
+from hfa.ops.routing.threshold import FASTEST_DECAY, ROUTERS, route
 
-__all__ = ["ROUTERS", "naive_route", "route"]
+__all__ = [
+    "FASTEST_DECAY",
+    "ROUTERS",
+    "Routing",
+    "naive_route",
+    "naive_routed_scan",
+    "recurrent_routed_scan",
+    "route",
+    "routed_scan",
+    "routed_scan_operator",
+    "routes",
+]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from hfa.ops.scan.naive import naive_scan
 
 
 def naive_route(scores: Tensor, router: str, theta: Tensor, budget: int) -> Tensor:
@@ -37,3 +40,43 @@ def naive_route(scores: Tensor, router: str, theta: Tensor, budget: int) -> Tens
         above = (row - cut).clamp(min=0)
         rows.append(above / (above.square().sum() + 1e-6).sqrt())
     return torch.stack(rows).view_as(scores)
+
+
+def naive_routed_scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    state: Tensor,
+    *,
+    router: str,
+    budget: int,
+    erase: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gated recurrence whose keys and queries are routing weights over C channels a head.
+
+        w, r = route(k / rms(k)), route(q / rms(q))      write and read weights, mostly zero
+        S'   = diag(a) S                                 a = exp(-slowest decay * w / max w): 1 where w is 0
+        S    = S' + w beta (v - w^T S')                  or without w^T S', if it does not erase
+        o    = S^T r
+
+    Args:
+        q, k: [B, T, H, C], scores.
+        v: [B, T, H, V].
+        gates: [B, T, 4 H] before their nonlinearities: decay, write strength beta, thresholds of query and of key.
+        state: [B, H, C, V].
+        router, budget: see :func:`naive_route`.
+        erase: whether a write first removes what the channels predicted.
+
+    Returns:
+        o [B, T, H, V] and the state after the last token.
+    """
+    decay, write, q_theta, k_theta = (gate[..., None] for gate in gates.chunk(4, dim=-1))  # [B, T, H, 1]
+    r, w = (
+        naive_route(x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt(), router, theta, budget)
+        for x, theta in ((q, q_theta), (k, k_theta))
+    )
+    log_decay = F.logsigmoid(decay).clamp(min=-1.2) * w / (w.amax(-1, keepdim=True) + 1e-6)
+    r, w, v, log_decay, beta = (x.transpose(1, 2) for x in (r, w, v, log_decay, write.sigmoid()))
+    out, state = naive_scan(r, w, v, log_decay, beta, state, erase=erase)
+    return out.transpose(1, 2), state

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 ROUTERS = ("dynamic", "soft", "hard")
-_MARGIN = 0.05  # `dynamic` keeps at least the channels this close to the best one
+MARGIN = 0.05  # `dynamic` keeps at least the channels this close to the best one
+EPS = 1e-6
+FASTEST_DECAY = 1.2  # nats a token: chunk_size * this must stay under 80, where exp overflows float32
 
 
 def route(scores: Tensor, router: str, theta: Tensor, budget: int) -> Tensor:
@@ -20,6 +22,6 @@ def route(scores: Tensor, router: str, theta: Tensor, budget: int) -> Tensor:
         ranked = scores.topk(budget + 1, dim=-1).values
         cut = ranked[..., -1:]
         if router == "dynamic":
-            cut = torch.maximum(torch.minimum(theta, ranked[..., :1] - _MARGIN), cut)
+            cut = torch.maximum(torch.minimum(theta, ranked[..., :1] - MARGIN), cut)
         above = (scores - cut).relu()
-    return above * (above.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+    return above * (above.square().sum(-1, keepdim=True) + EPS).rsqrt()

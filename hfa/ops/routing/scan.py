@@ -1,0 +1,67 @@
+"""Routing and its recurrence, by whatever is fastest for these inputs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hfa.ops.routing.operator import routed_scan_operator
+from hfa.ops.routing.recurrent import Routing, recurrent_routed_scan
+from hfa.ops.routing.threshold import EPS, FASTEST_DECAY, route
+from hfa.ops.scan.dispatch import scan
+from hfa.ops.simd import WIDTH, suits, tracked
+
+
+def routed_scan(
+    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, state: Tensor, routing: Routing, *, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """What :func:`hfa.ops.routing.naive_routed_scan` computes; shapes are those.
+
+    In float32 on the CPU that is a kernel, which takes time for the chosen channels only; elsewhere chunks of matrix
+    products over all channels.
+
+    Args:
+        chunk_size: tokens per chunk; times ``FASTEST_DECAY`` at most 80.
+    """
+    width = v.shape[-1]
+    spare = -width % WIDTH
+    if suits(q, gates.new_empty(0)) and all(x.dtype == torch.float32 for x in (k, v, gates, state)):
+        if spare:
+            v, state = F.pad(v, (0, spare)), F.pad(state, (0, spare))
+        inputs = q, k, v, gates, state
+        if tracked(*inputs):
+            out, state, _ = routed_scan_operator(*inputs, *routing, chunk_size)
+        else:
+            out, state = recurrent_routed_scan(*inputs, routing)
+        return out[..., :width], state[..., :width]
+    decay, write = (gate.transpose(1, 2)[..., None] for gate in gates.chunk(4, dim=-1)[:2])  # [B, H, T, 1]
+    reading, writing = (x.transpose(1, 2) for x in routes(q, k, gates, routing))
+    share = writing / (writing.amax(-1, keepdim=True) + EPS)
+    log_decay = F.logsigmoid(decay).clamp(min=-FASTEST_DECAY) * share  # unrouted channels stay as they are
+    out, state = scan(
+        reading,
+        writing,
+        v.transpose(1, 2),
+        log_decay,
+        torch.sigmoid(write),
+        state,
+        erase=routing.erase,
+        chunk_size=chunk_size,
+    )
+    return out.transpose(1, 2), state
+
+
+def routes(q: Tensor, k: Tensor, gates: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    """The weights that tokens read and write with, [B, T, H, C] each: shapes of `routed_scan`."""
+    *_, q_theta, k_theta = gates.chunk(4, dim=-1)
+    reading, writing = (
+        route(
+            scores * (scores.square().mean(-1, keepdim=True) + EPS).rsqrt(),
+            routing.router,
+            theta[..., None],
+            routing.budget,
+        )
+        for scores, theta in ((q, q_theta), (k, k_theta))
+    )
+    return reading, writing
