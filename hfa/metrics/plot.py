@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfa.metrics.bits import LossByPosition
-from hfa.metrics.recall import Measure, Recall
+from hfa.metrics.recall import MEASURES, Measure, Recall, Share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +58,35 @@ def plot_recall(
     return _save(figure, path)
 
 
+def plot_overview(recalls: Mapping[str, Recall], path: Path, title: str = "Retention by task and length, %") -> Path:
+    """A heat-map of every measure there is, task against length, a row of them for each model.
+
+    Args:
+        recalls: by the model's name.
+        path: where the PNG goes.
+        title: stands above.
+
+    Returns:
+        `path`.
+    """
+    tasks = sorted({task for recall in recalls.values() for task in recall.tasks()})
+    lengths = sorted({length for recall in recalls.values() for task in tasks for length in recall.lengths(task)})
+    totals = {name: [[recall.at(t, n) for n in lengths] for t in tasks] for name, recall in recalls.items()}
+    counts = [count for rows in totals.values() for row in rows for count in row]
+    measures = [measure for measure in MEASURES if any(count.share(measure).whole for count in counts)]
+    figure = _figure(len(recalls) * (1.1 + 0.34 * len(tasks)) + 0.6, title)
+    grid = figure.subplots(len(recalls), len(measures), sharey=True, squeeze=False)
+    for row, (name, totals_of) in zip(grid, totals.items(), strict=True):
+        for axes, measure in zip(row, measures, strict=True):
+            shares = [[count.share(measure) for count in line] for line in totals_of]
+            _cells(axes, shares)
+            axes.set_title(f"{measure}, {name}" if len(recalls) > 1 else measure, fontsize=10)
+            axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
+            axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths], fontsize=8)
+            axes.set_xlabel("length of the context (tokens)", fontsize=8)
+    return _save(figure, path)
+
+
 def plot_loss(losses: Mapping[str, LossByPosition], path: Path, title: str = "Loss by position") -> Path:
     """A curve for each model: bits per byte against the position in the context, on a logarithmic axis.
 
@@ -88,18 +117,7 @@ def plot_loss(losses: Mapping[str, LossByPosition], path: Path, title: str = "Lo
 def _heat_map(axes: Axes, recall: Recall, task: str, lengths: Sequence[int], measure: Measure) -> None:
     bins: list[int | None] = [*range(recall.depth_bins), None]
     shares = [[recall.at(task, length, depth_bin).share(measure) for length in lengths] for depth_bin in bins]
-    percent = np.array([[100 * share.value for share in row] for row in shares])
-    axes.set_facecolor("0.9")
-    axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    for y, row in enumerate(shares):
-        for x, share in enumerate(row):
-            if not share.whole:
-                continue
-            low, high = (100 * bound for bound in share.interval)
-            detail = f"n={share.whole}" if bins[y] is not None else f"{low:.0f} to {high:.0f}"
-            colour = "black" if share.value > 0.55 else "white"
-            axes.text(x, y - 0.14, _percent(share.value), ha="center", va="center", color=colour, fontsize=9)
-            axes.text(x, y + 0.26, detail, ha="center", va="center", color=colour, fontsize=6.5)
+    _cells(axes, shares, with_interval=len(bins) - 1)
     axes.axhline(recall.depth_bins - 0.5, color="white", linewidth=4)
     edges = [round(100 * i / recall.depth_bins) for i in range(recall.depth_bins + 1)]
     names = [f"{start} to {stop}%" for start, stop in itertools.pairwise(edges)]
@@ -109,9 +127,27 @@ def _heat_map(axes: Axes, recall: Recall, task: str, lengths: Sequence[int], mea
     axes.set_xlabel("length of the context (tokens)", fontsize=9)
 
 
+def _cells(axes: Axes, shares: Sequence[Sequence[Share]], with_interval: int = -1) -> None:
+    """Percentages as colours and numbers; below each how many there were, or in one row the interval."""
+    percent = np.array([[100 * share.value for share in row] for row in shares])
+    axes.set_facecolor("0.9")
+    axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for y, row in enumerate(shares):
+        for x, share in enumerate(row):
+            if not share.whole:
+                continue
+            low, high = (100 * bound for bound in share.interval)
+            detail = f"{low:.0f} to {high:.0f}" if y == with_interval else f"n={share.whole}"
+            colour = "black" if share.value > 0.55 else "white"
+            axes.text(x, y - 0.14, _percent(share.value), ha="center", va="center", color=colour, fontsize=9)
+            axes.text(x, y + 0.26, detail, ha="center", va="center", color=colour, fontsize=6.5)
+
+
 def _percent(rate: float) -> str:
     """Percent without decimals, which never says 100 or 0 when it is not exactly that."""
-    return f"{100 * rate:.0f}" if rate in (0, 1) or 0.005 < rate < 0.995 else f"{100 * rate:.1f}"
+    if rate in (0, 1) or 0.005 < rate < 0.995:
+        return f"{100 * rate:.0f}"
+    return f"{min(max(100 * rate, 0.1), 99.9):.1f}"
 
 
 def _short(tokens: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from hfa.metrics.retention import Kept
 from hfa.types import NOWHERE
 
-Measure = Literal["exact", "storage", "selection", "answer"]
+Measure = Literal["exact", "storage", "selection", "answer", "match"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 class Interval(NamedTuple):
@@ -59,7 +60,8 @@ class Count:
     """Answers, and tokens of answers, with how many of each were right.
 
     Where the memory was audited, also the tokens of answers whose evidence was addressable in it (`stored`), and
-    those whose evidence was among the tokens that were read when it was asked for (`selected`).
+    those whose evidence was among the tokens that were read when it was asked for (`selected`). Where the model was
+    left to write, also the answers it was asked for (`generated`), and those that were in what it wrote (`matched`).
     """
 
     answers: int = 0
@@ -69,6 +71,8 @@ class Count:
     audited: int = 0
     stored: int = 0
     selected: int = 0
+    generated: int = 0
+    matched: int = 0
 
     def __add__(self, other: Count) -> Count:
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -89,7 +93,7 @@ class Count:
         return wilson(self.exact, self.answers)
 
     def share(self, measure: Measure) -> Share:
-        """One rate: ``exact`` is of whole answers, the others are of their tokens."""
+        """One rate: ``exact`` and ``match`` are of whole answers, the others are of their tokens."""
         match measure:
             case "exact":
                 return Share(self.exact, self.answers)
@@ -99,11 +103,15 @@ class Count:
                 return Share(self.selected, self.audited)
             case "answer":
                 return Share(self.right, self.tokens)
+            case "match":
+                return Share(self.matched, self.generated)
 
     def retention(self) -> dict[Measure, Share]:
-        """The three rates that retention is reported as; of a memory that was not audited only the last."""
+        """The three rates that retention is reported as, of a memory that was not audited only the last; and ``match``
+        where something was generated.
+        """
         measures: tuple[Measure, ...] = ("storage", "selection", "answer") if self.audited else ("answer",)
-        return {measure: self.share(measure) for measure in measures}
+        return {measure: self.share(measure) for measure in (*measures, *(("match",) if self.generated else ()))}
 
 
 class Answer(NamedTuple):
@@ -134,6 +142,21 @@ def find_answers(gold: np.ndarray) -> Iterator[Answer]:
         yield Answer(int(rows[first]), int(columns[first]), int(columns[last]) + 1, int(evidence[first]))
 
 
+class Cell(NamedTuple):
+    """One rate, as a row of a table."""
+
+    task: str
+    length: int
+    depth_from: float  # 0 to 1 is over all depths
+    depth_to: float
+    measure: str
+    value: float
+    low: float  # of the 95% interval
+    high: float
+    part: int
+    whole: int
+
+
 class Recall:
     """Counts of answers by (task, length, depth).
 
@@ -147,7 +170,9 @@ class Recall:
         self.depth_bins = depth_bins
         self._counts: dict[tuple[str, int, int], Count] = {}
 
-    def update(self, task: str, correct: Tensor, gold: Tensor, kept: Kept | None = None) -> None:
+    def update(
+        self, task: str, correct: Tensor, gold: Tensor, kept: Kept | None = None, matched: Tensor | None = None
+    ) -> None:
         """Add a batch of one task; its length is T.
 
         Args:
@@ -155,6 +180,8 @@ class Recall:
             correct: whether the likeliest token was the label, bool [B, T]; read only where there is evidence.
             gold: position of each label's evidence, int64 [B, T].
             kept: what became of the evidence in the memory, if that was audited.
+            matched: whether the answer was in what the model wrote, bool [B, T], read at its first token; None where
+                it was not left to write.
         """
         right, length = correct.cpu().numpy(), gold.shape[1]
         stored, selected = (None, None) if kept is None else (part.numpy() for part in (kept.stored, kept.selected))
@@ -164,6 +191,8 @@ class Recall:
             if stored is not None and selected is not None:
                 count.audited = tokens
                 count.stored, count.selected = int(stored[row, start:stop].sum()), int(selected[row, start:stop].sum())
+            if matched is not None:
+                count.generated, count.matched = 1, int(matched[row, start])
             self._add((task, length, evidence * self.depth_bins // length), count)
 
     def tasks(self) -> list[str]:
@@ -180,6 +209,19 @@ class Recall:
             if (name, of_length) == (task, length) and depth_bin in (None, of_bin)
         )
         return sum(found, Count())
+
+    def cells(self) -> Iterator[Cell]:
+        """Every rate by task, length and depth, and over all depths."""
+        for task in self.tasks():
+            for length in self.lengths(task):
+                for depth_bin in (*range(self.depth_bins), None):
+                    count = self.at(task, length, depth_bin)
+                    ends = (0, 1) if depth_bin is None else (depth_bin, depth_bin + 1)
+                    start, stop = (end / (self.depth_bins if depth_bin is not None else 1) for end in ends)
+                    for measure, share in {"exact": count.share("exact"), **count.retention()}.items():
+                        if share.whole:
+                            found = (share.value, *share.interval, share.part, share.whole)
+                            yield Cell(task, length, start, stop, measure, *found)
 
     def merge(self, other: Recall) -> None:
         """Add what another process counted."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -16,15 +18,16 @@ from hfa.data.loader import Item, collate
 from hfa.errors import ConfigError
 from hfa.metrics.bits import BitsPerByte, LossByPosition
 from hfa.metrics.group import is_right, right_nats
-from hfa.metrics.plot import plot_loss, plot_recall
-from hfa.metrics.recall import Count, Recall
+from hfa.metrics.plot import plot_loss, plot_overview, plot_recall
+from hfa.metrics.recall import Cell, Count, Recall
 from hfa.metrics.retention import Kept
 from hfa.models import LanguageModel
 from hfa.models.audit import audit
 from hfa.models.memory import Memory
 from hfa.models.state import State
+from hfa.training.answering import find_free, find_matches
 from hfa.training.fit import started_loggers
-from hfa.training.loggers import log_picture
+from hfa.training.loggers import log_picture, log_table
 from hfa.training.loggers.wandb import download
 from hfa.training.provenance import provenance
 from hfa.training.record import recorded
@@ -63,6 +66,7 @@ class Evaluation(NamedTuple):
             {"source": name, "length": length, "bits_per_byte": counted.value, **counted.to_json()}
             for (name, length), counted in self.bits.items()
         ]
+        cells = [cell._asdict() for cell in self.recall.cells()]
         recall = [
             {
                 "task": task,
@@ -78,6 +82,7 @@ class Evaluation(NamedTuple):
             "bits_per_byte": bits,
             "recall": recall,
             "recall_by_depth": self.recall.to_json(),
+            "retention": cells,
             "loss_by_position": {name: counted.to_json() for name, counted in self.loss.items()},
         }
 
@@ -101,7 +106,7 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
 
     Args:
         cfg: the resolved configuration, plain data.
-        run_dir: gets evaluation.json, plots/, run.json and config.yaml.
+        run_dir: gets evaluation.json, retention.csv, plots/, run.json and config.yaml.
 
     Returns:
         :meth:`Evaluation.metrics`.
@@ -126,17 +131,20 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
             depth_bins=settings.evaluate.depth_bins,
             chunk_size=settings.evaluate.chunk_size,
             batch_size=settings.evaluate.batch_size,
+            generate=settings.evaluate.generate,
         )
         metrics = found.metrics()
         record["metrics"] = metrics
         report = {"checkpoint": str(folder), "training": artifact.provenance, **provenance(cfg), **found.to_json()}
         (run_dir / "evaluation.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+        tables = write_table(found, run_dir / "retention.csv")
         plots = draw(found, name, run_dir / "plots")
         for logger in loggers:
             logger.log_metrics(metrics, step)
+        log_table(loggers, "retention", Cell._fields, list(found.recall.cells()), step)
         for path in plots:
             log_picture(loggers, path.stem, path, step)
-        show(found, title=f"{name} from {folder}", files=[run_dir / "evaluation.json", *plots])
+        show(found, title=f"{name} from {folder}", files=[run_dir / "evaluation.json", *tables, *plots])
     return metrics
 
 
@@ -150,6 +158,7 @@ def evaluate_model(
     depth_bins: int,
     chunk_size: int,
     batch_size: int,
+    generate: bool = False,
     split: Split = "test",
 ) -> Evaluation:
     """Measure `model` on every part of `source` at every length.
@@ -166,6 +175,8 @@ def evaluate_model(
         depth_bins: parts of the context that recall is counted in.
         chunk_size: tokens run at once; the state is carried from piece to piece, and activations stay small.
         batch_size: examples run side by side.
+        generate: also let the model write the answers by itself, in tasks in text that end with them, and look for each
+            in what it wrote: RULER's score.
         split: of the data.
 
     Raises:
@@ -183,9 +194,11 @@ def evaluate_model(
             by_position = LossByPosition.doubling(length, _FIRST_BIN)
             bits = BitsPerByte()
             for batch in _batches(part, num_examples, batch_size, split):
-                nats, correct, kept = predict(model, batch, chunk_size)
+                asked = find_free(batch) if generate and part.vocab_size == tokenizer.vocab_size else None
+                nats, correct, kept, state = predict(model, batch, chunk_size, resume_at=asked)
                 if part.kind == "recall":
-                    found.recall.update(name, correct, batch.gold, kept)
+                    matched = None if asked is None else find_matches(model, tokenizer, batch, state, asked)
+                    found.recall.update(name, correct, batch.gold, kept, matched)
                 else:
                     bits.update(nats, batch.labels, byte_lengths)
                     by_position.update(nats, batch.labels, byte_lengths)
@@ -201,10 +214,11 @@ class Predicted(NamedTuple):
     nats: Tensor  # float32 [B, T], 0 where nothing is scored
     correct: Tensor  # bool [B, T], the likeliest token was the label, or another of its group
     kept: Kept | None  # what became of the evidence; None in a model that has no exact memory
+    resumed: State | None  # the state after the first `resume_at` tokens
 
 
 @torch.no_grad()
-def predict(model: LanguageModel, batch: Batch, chunk_size: int) -> Predicted:
+def predict(model: LanguageModel, batch: Batch, chunk_size: int, resume_at: int | None = None) -> Predicted:
     """Predict each label of a batch.
 
     Only the pieces with labels whose evidence is known are audited: what the others read is nobody's answer.
@@ -213,15 +227,18 @@ def predict(model: LanguageModel, batch: Batch, chunk_size: int) -> Predicted:
         model: in eval mode.
         batch: on any device.
         chunk_size: tokens run at once.
+        resume_at: a position whose state is wanted; None wants none.
     """
     device = next(model.parameters()).device
     tokens, labels, group = (part.to(device) for part in (batch.tokens, batch.labels, batch.group))
     nats, correct = torch.zeros(tokens.shape), torch.zeros(tokens.shape, dtype=torch.bool)
     positions = max(1, _LOGITS // model.config.vocab_size)
     last = int((labels != IGNORE).any(0).nonzero().max()) + 1 if (labels != IGNORE).any() else 0
-    kept, state = Kept.nothing(batch.gold), None
-    for start in range(0, last, chunk_size):
-        piece = slice(start, min(start + chunk_size, last))
+    kept, state, resumed = Kept.nothing(batch.gold), None, None
+    for start, stop in itertools.pairwise(
+        sorted({*range(0, last, chunk_size), last, *([resume_at] if resume_at else ())})
+    ):
+        piece = slice(start, stop)
         if (batch.gold[:, piece] == NOWHERE).all():
             features, state = model.hidden(tokens[:, piece], state)
         else:
@@ -235,7 +252,9 @@ def predict(model: LanguageModel, batch: Batch, chunk_size: int) -> Predicted:
             column = start + column
             nats[row.cpu(), column.cpu()] = right_nats(logits, row, column, labels, group).cpu()
             correct[row.cpu(), column.cpu()] = is_right(logits.argmax(-1), row, column, labels, group).cpu()
-    return Predicted(nats, correct, kept if any(memories(state)) else None)
+        if stop == resume_at:
+            resumed = state
+    return Predicted(nats, correct, kept if any(memories(state)) else None, resumed)
 
 
 def memories(state: State) -> Iterator[Memory]:
@@ -258,14 +277,31 @@ def find_artifact(settings: EvaluationSettings) -> Path:
     return checkpoint.resolve(settings.checkpoint, architecture=None, root=Path(settings.output_dir))
 
 
+def write_table(found: Evaluation, path: Path) -> list[Path]:
+    """Every rate by task, length and depth as a CSV file; none where nothing was asked."""
+    cells = list(found.recall.cells())
+    if not cells:
+        return []
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(Cell._fields)
+        writer.writerows(cells)
+    return [path]
+
+
 def draw(found: Evaluation, name: str, folder: Path) -> list[Path]:
     """The plots of what was measured; only those that have something to show."""
     plots = []
+    if len(found.recall.tasks()) > 1:
+        plots.append(plot_overview({name: found.recall}, folder / "retention.png", f"Retention of {name}, %"))
     if found.recall.tasks():
         plots.append(plot_recall({name: found.recall}, folder / "recall.png"))
         if any(count.audited for *_, count in found.answers()):
             title = "Evidence that was read when it was asked for, %"
             plots.append(plot_recall({name: found.recall}, folder / "selection.png", title, measure="selection"))
+        if any(count.generated for *_, count in found.answers()):
+            title = "Answers found in what the model wrote, %"
+            plots.append(plot_recall({name: found.recall}, folder / "match.png", title, measure="match"))
     if found.loss:
         losses = {f"{name} on {text}": loss for text, loss in found.loss.items()}
         plots.append(plot_loss(losses, folder / "loss_by_position.png"))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from hfa.metrics.recall import MEASURES, Share
+
 if TYPE_CHECKING:
     from hfa.training.evaluation import Evaluation
 
@@ -23,23 +25,33 @@ def console() -> Console:
 
 def show(found: Evaluation, *, title: str, files: Sequence[Path] = ()) -> None:
     """Print an evaluation: a row for each source at each length, and where the rest is."""
-    table = Table()
-    table.add_column("measure")
-    for name in ("tokens", "result", "95% interval", "right of all"):
-        table.add_column(name, justify="right")
-    for (source, length), bits in sorted(found.bits.items()):
-        table.add_row(f"{source}: bits per byte", f"{length:,}", f"{bits.value:.3f}")
-    for task, length, count in found.answers():
-        low, high = count.interval
-        interval, right = f"{low:.1%} to {high:.1%}", f"{count.exact} of {count.answers}"
-        table.add_row(f"{task}: exact recall", f"{length:,}", f"{count.accuracy:.1%}", interval, right)
-        for measure, share in count.retention().items():
-            if count.audited:
-                low, high = share.interval
-                interval, right = f"{low:.1%} to {high:.1%}", f"{share.part} of {share.whole} tokens"
-                table.add_row(f"  {measure}", f"{length:,}", f"{share.value:.1%}", interval, right)
+    tables = []
+    if found.bits:
+        tables.append(_table("text", "tokens", "bits per byte"))
+        for (source, length), bits in sorted(found.bits.items()):
+            tables[-1].add_row(source, f"{length:,}", f"{bits.value:.3f}")
+    counts = list(found.answers())
+    if counts:
+        measures = [each for each in MEASURES if any(count.share(each).whole for *_, count in counts)]
+        tables.append(_table("recall, % [95% interval]", "tokens", "answers", *measures))
+        for task, length, count in counts:
+            cells = [_share(count.share(measure)) for measure in measures]
+            tables[-1].add_row(task, f"{length:,}", f"{count.answers:,}", *cells)
     out = console()
     out.print(title, soft_wrap=True, highlight=False, style="bold")
-    out.print(table)
+    for table in tables:
+        out.print(table)
     for path in files:
         out.print(str(path), soft_wrap=True, highlight=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table
+
+
+def _share(share: Share) -> str:
+    low, high = (100 * bound for bound in share.interval)
+    return f"{100 * share.value:.1f} [{low:.0f}, {high:.0f}]" if share.whole else ""

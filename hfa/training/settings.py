@@ -31,6 +31,7 @@ class EvaluateConfig(Config):
     depth_bins: PositiveInt
     chunk_size: PositiveInt  # tokens run at once
     batch_size: PositiveInt
+    generate: bool  # let the model write answers by itself as well, where a task in text ends with them
 
     def check(self) -> None:
         if self.lengths == ():

@@ -169,11 +169,12 @@ def test_sigterm_leaves_an_artifact_that_can_be_evaluated(tmp_path: Path, comman
 
     code, out, err = run(tmp_path, *command, "mode=evaluate", "evaluate.lengths=[256,1024]", "evaluate.chunk_size=300")
     assert (code, err) == (0, "")
-    for text in ("1,024", "text: bits per byte", "needle: exact recall", "95% interval", "evaluation.json"):
+    for text in ("1,024", "bits per byte", "needle", "recall, % [95% interval]", "selection", "retention.csv"):
         assert text in out
     (report,) = tmp_path.glob("outputs/*/*/evaluation.json")
     assert json.loads(report.read_text())["training"]["step"] == step
     assert {path.name for path in (report.parent / "plots").iterdir()} == {
+        "retention.png",
         "recall.png",
         "selection.png",
         "loss_by_position.png",

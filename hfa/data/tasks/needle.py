@@ -11,6 +11,7 @@ import numpy as np
 
 from hfa.config import PositiveInt, config
 from hfa.data.source import SourceConfig, generator
+from hfa.data.tasks.lines import Lines
 from hfa.data.tasks.noise import choices
 from hfa.data.texts.base import TextConfig, TextSource
 from hfa.errors import ConfigError, DataError
@@ -90,8 +91,7 @@ class Needle:
         self._settings, self._tokenizer, self._haystack = settings, tokenizer, haystack
         self._question, _, end = settings.template.partition("{value}")
         self._end = self._encode(end)
-        texts = (tokenizer.decode([token]) for token in range(tokenizer.vocab_size))
-        self._ends_line = np.array([text.rstrip(" \t").endswith("\n") for text in texts])
+        self._lines = Lines(tokenizer)
 
     def example(self, index: int, split: Split) -> Example:
         """Example `index` of the split.
@@ -165,12 +165,7 @@ class Needle:
 
     def _cuts(self, rng: np.random.Generator, hay: np.ndarray, count: int) -> np.ndarray:
         """Where in `hay` the needles go: uniform positions, each moved to the nearest start of a line; ascending."""
-        starts = np.append(0, np.flatnonzero(self._ends_line[hay]) + 1)
-        wanted = np.sort(rng.integers(len(hay) + 1, size=count))
-        after = np.searchsorted(starts, wanted).clip(max=len(starts) - 1)
-        before = (after - 1).clip(min=0)
-        nearer = np.where(wanted - starts[before] < starts[after] - wanted, before, after)
-        return starts[nearer]
+        return self._lines.nearest(hay, np.sort(rng.integers(len(hay) + 1, size=count)))
 
     def _encode(self, text: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(text), dtype=np.int64)

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from hfa.config import PositiveInt, config
 from hfa.models import LanguageModel
+from hfa.training.answering import write
 from hfa.training.callbacks.base import CallbackConfig, Surroundings
 from hfa.training.loggers import log_texts
 from hfa.training.module import LMModule
@@ -48,8 +49,7 @@ class Samples(L.Callback):
             return
         tokenizer, step, count = self._around.tokenizer, trainer.global_step, self._settings.new_tokens
         rows = [
-            [tokenizer.decode(prompt), continue_greedily(pl_module.model, prompt, count, tokenizer)]
-            for prompt in self._prompts
+            [tokenizer.decode(prompt), goes_on(pl_module.model, prompt, count, tokenizer)] for prompt in self._prompts
         ]
         log_texts(trainer.loggers, "samples", ["prompt", "continuation"], rows, step)
         with (self._around.run_dir / "samples.txt").open("a", encoding="utf-8") as file:
@@ -67,17 +67,7 @@ def prompts(source: Source, count: int, length: int) -> list[list[int]]:
     return [texts[0].example(index, "val").tokens[:length].tolist() for index in indices]
 
 
-@torch.no_grad()
-def continue_greedily(model: LanguageModel, prompt: Sequence[int], count: int, tokenizer: Tokenizer) -> str:
+def goes_on(model: LanguageModel, prompt: Sequence[int], count: int, tokenizer: Tokenizer) -> str:
     """The `count` likeliest next tokens, one after the other, as text; ends early with the text."""
-    device = next(model.parameters()).device
-    features, state = model.hidden(torch.tensor([list(prompt)], device=device))
-    logits = model.head(features[:, -1])
-    tokens: list[int] = []
-    while len(tokens) < count:
-        token = logits[:, : tokenizer.vocab_size].argmax(-1)
-        if token.item() == tokenizer.end_of_text:
-            break
-        tokens.append(int(token))
-        logits, state = model.step(token, state)
-    return tokenizer.decode(tokens)
+    tokens = torch.tensor([list(prompt)], device=next(model.parameters()).device)
+    return write(model, tokenizer, tokens, None, count)

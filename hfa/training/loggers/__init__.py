@@ -2,7 +2,7 @@
 
 from hfa.training.loggers.base import LoggerConfig, RunInfo
 from hfa.training.loggers.csv import MetricsCSV, read_metrics
-from hfa.training.loggers.media import close, log_folder, log_picture, log_texts
+from hfa.training.loggers.media import close, log_folder, log_picture, log_table, log_texts
 from hfa.training.loggers.tensorboard import TensorBoardConfig
 from hfa.training.loggers.wandb import WandbConfig
 
@@ -15,6 +15,7 @@ __all__ = [
     "close",
     "log_folder",
     "log_picture",
+    "log_table",
     "log_texts",
     "read_metrics",
 ]

@@ -34,6 +34,20 @@ def log_texts(
                 logger.experiment.add_text(f"{key}/{number}", cells, step)
 
 
+def log_table(
+    loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[object]], step: int
+) -> None:
+    """Show a table of numbers; nothing where it has no rows."""
+    if not rows:
+        return
+    for logger in loggers:
+        if isinstance(logger, Wandb):
+            logger.log_table(key, list(columns), [list(row) for row in rows], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            lines = [" | ".join(map(str, row)) for row in (columns, ["---"] * len(columns), *rows)]
+            logger.experiment.add_text(key, "\n".join(f"| {line} |" for line in lines), step)
+
+
 def log_folder(loggers: Iterable[Logger], folder: Path, *, name: str, metadata: dict[str, Any]) -> None:
     """Keep a model artifact."""
     for logger in loggers:

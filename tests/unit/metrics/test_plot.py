@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 
 from hfa.metrics.bits import LossByPosition
-from hfa.metrics.plot import plot_loss, plot_recall
+from hfa.metrics.plot import plot_loss, plot_overview, plot_recall
 from hfa.metrics.recall import Recall
 
 
@@ -51,3 +51,9 @@ def test_loss_of_several_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize("plot", [plot_recall, plot_loss])
 def test_nothing_measured_is_an_empty_figure(tmp_path: Path, plot: object) -> None:
     assert plot({}, tmp_path / "empty.png").stat().st_size > 0  # type: ignore[operator]
+
+
+def test_overview_has_a_panel_for_every_measure(tmp_path: Path) -> None:
+    image = imread(plot_overview({"hfa": counted(1.0)}, tmp_path / "retention.png"))
+    yellow = np.isclose(image[..., :3], [0.995, 0.908, 0.212], atol=0.02).all(-1).any(0)
+    assert np.count_nonzero(np.diff(yellow.astype(int)) == 1) >= 2, "exact and answer, nothing audited"

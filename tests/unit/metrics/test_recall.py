@@ -77,3 +77,18 @@ def test_wilson() -> None:
     assert wilson(20, 20).high == 1
     assert wilson(0, 20).low == 0
     assert wilson(0, 20).high == pytest.approx(1 - wilson(20, 20).low)
+
+
+def test_every_rate_as_a_row() -> None:
+    recall = Recall(2)
+    gold = torch.tensor([[N, N, 0, 1], [N, N, N, 2]])
+    correct = torch.tensor([[False, False, True, True], [False, False, False, False]])
+    matched = torch.tensor([[False] * 4, [False, False, False, True]])
+    recall.update("task", correct, gold, matched=matched)
+    cells = {(cell.measure, cell.depth_from, cell.depth_to): cell for cell in recall.cells()}
+    ends = ((0, 0.5), (0.5, 1), (0, 1))
+    assert set(cells) == {(measure, *depth) for measure in ("exact", "answer", "match") for depth in ends}
+    assert cells["exact", 0, 0.5][5:] == (1.0, *wilson(1, 1), 1, 1)
+    assert cells["answer", 0, 1][5:] == (2 / 3, *wilson(2, 3), 2, 3)
+    assert (cells["match", 0, 0.5].part, cells["match", 0.5, 1].part, cells["match", 0, 1].whole) == (0, 1, 2)
+    assert list(Recall.from_json(recall.to_json()).cells()) == list(recall.cells())

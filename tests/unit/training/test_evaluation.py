@@ -41,7 +41,7 @@ def test_pieces_predict_what_the_whole_does(settings: TrainSettings) -> None:
         logits, _ = model(tokens)
     expected = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
     for chunk_size in (7, 64, 100):
-        nats, correct, _ = predict(model, batch, chunk_size)
+        nats, correct, *_ = predict(model, batch, chunk_size)
         torch.testing.assert_close(nats, expected, atol=1e-4, rtol=1e-4)
         assert torch.equal(correct, (logits.argmax(-1) == labels) & (labels != IGNORE))
 
