@@ -26,9 +26,9 @@ class NotRegisteredError(NetworkError):
 
 
 class Neuron(NamedTuple):
-    """One registered hotkey, as the metagraph shows it."""
+    """One hotkey, as the metagraph shows it."""
 
-    uid: int
+    uid: int | None  # None for a hotkey that is allowed without being registered
     hotkey: str  # ss58
     stake_tao: float
     validator_permit: bool
@@ -67,15 +67,34 @@ class WalletConfig(Config):
 
 
 @config
-class AuthConfig(Config):
-    """How a signed request (btauth/1) is judged.
+class DendriteConfig(Config):
+    """How a request of a v9 or v10 validator (the Dendrite of that SDK) is judged.
 
     Args:
-        max_age_s: how old a signature may be.
+        max_age_s: how old a signature may be besides the timeout that the request states.
+        max_timeout_s: a longer stated timeout counts as this one.
+        allowed_skew_s: how far ahead of our clock a signature may be.
+        hash_fields: what the subnet's synapse lists as ``required_hash_fields``, in that order. The signature covers
+            these fields and no others: with none, which is the old SDK's default, a body can be altered on its way.
+    """
+
+    max_age_s: PositiveFloat
+    max_timeout_s: PositiveFloat
+    allowed_skew_s: NonNegativeFloat
+    hash_fields: tuple[Name, ...]
+
+
+@config
+class AuthConfig(Config):
+    """How a signed request is judged.
+
+    Args:
+        max_age_s: how old a signature (btauth/1) may be.
         allowed_skew_s: how far ahead of our clock it may be.
         require_receiver: refuse requests that do not name this miner's hotkey as their receiver.
-        nonce_dir: folder of the replay store, one file a hotkey, shared by workers and kept across restarts.
-        max_nonces: how many signatures the replay store remembers; what it had to forget is refused, not accepted.
+        nonce_dir: folder of the replay stores, shared by workers and kept across restarts.
+        max_nonces: how many signatures a replay store remembers; what it had to forget is refused, not accepted.
+        dendrite: how requests over the wire of SDK v9 and v10 are judged; null refuses them.
     """
 
     max_age_s: PositiveFloat
@@ -83,6 +102,7 @@ class AuthConfig(Config):
     require_receiver: bool
     nonce_dir: Name
     max_nonces: PositiveInt
+    dendrite: DendriteConfig | None
 
 
 @config
@@ -95,6 +115,8 @@ class NetworkConfig(Config):
         wallet_path: folder of this network's wallets, for the entry points to interpolate.
         min_stake_tao: callers with less TAO stake are refused.
         require_validator_permit: callers without a validator permit are refused.
+        allow: hotkeys that may ask without permit, stake or registration, whatever the chain does.
+        deny: hotkeys that may not ask, whatever they have.
         sync_interval_s: seconds between two looks at the metagraph.
         retry_s: seconds before the first retry of a failed look; doubled each time, up to sync_interval_s.
         max_staleness_s: past this age of the last good look, callers are refused with 503.
@@ -106,6 +128,8 @@ class NetworkConfig(Config):
     wallet_path: Name
     min_stake_tao: NonNegativeFloat
     require_validator_permit: bool
+    allow: tuple[Name, ...]
+    deny: tuple[Name, ...]
     sync_interval_s: PositiveFloat
     retry_s: PositiveFloat
     max_staleness_s: PositiveFloat
@@ -131,29 +155,63 @@ class Signer(Protocol):
         ...
 
 
-class Verifier(Protocol):
-    """The judge of signed requests meant for one hotkey."""
+class Wire(Protocol):
+    """One way to sign requests, as the hotkey they are meant for sees it."""
+
+    def screen(self, headers: Mapping[str, str]) -> str:
+        """The hotkey the headers claim, once all is checked that needs no body.
+
+        Args:
+            headers: as received; a multi-dict whose ``items()`` repeats names is welcome, repeats are refused.
+
+        Raises:
+            RequestError: 401 for headers that are missing, malformed, stale, or meant for another receiver.
+        """
+        ...
+
+    def verify(self, headers: Mapping[str, str], body: bytes, *, method: str, path: str) -> Caller:
+        """The proven sender of a request.
+
+        Args:
+            headers: as received.
+            body: the raw bytes, as received.
+            method: the HTTP method.
+            path: ``scope["raw_path"]`` decoded as latin-1, plus ``?query`` when there is one.
+
+        Raises:
+            RequestError: 401 for a bad signature or a replay, 503 when the replay store cannot be written.
+        """
+        ...
+
+
+class Verifier(Wire, Protocol):
+    """The judge of signed requests meant for one hotkey; itself the wire of btauth/1."""
+
+    @property
+    def dendrite(self) -> Wire | None:
+        """The wire of validators on SDK v9 and v10; None where it is refused."""
+        ...
 
     def open(self) -> None:
-        """Make the replay store ready. Raises NetworkError."""
+        """Make the replay stores ready. Raises NetworkError."""
         ...
 
     def close(self) -> None: ...
 
-    def screen(self, headers: Mapping[str, str]) -> str:
-        """See :meth:`Network.screen`."""
-        ...
 
-    def verify(self, headers: Mapping[str, str], body: bytes, *, method: str, path: str) -> Caller:
-        """See :meth:`Network.verify`."""
-        ...
+class Network(Wire, Protocol):
+    """One subnet as a miner sees it. Coroutines belong to one event loop; the rest may be called from any thread.
 
-
-class Network(Protocol):
-    """One subnet as a miner sees it. Coroutines belong to one event loop; the rest may be called from any thread."""
+    As a wire it is btauth/1.
+    """
 
     name: str
     netuid: int
+
+    @property
+    def dendrite(self) -> Wire | None:
+        """The wire of validators on SDK v9 and v10; None where it is refused."""
+        ...
 
     @property
     def hotkey(self) -> str:
@@ -201,36 +259,11 @@ class Network(Protocol):
         """All neurons by uid."""
         ...
 
-    def screen(self, headers: Mapping[str, str]) -> str:
-        """The hotkey the headers claim, once all is checked that needs no body.
-
-        Args:
-            headers: as received; a multi-dict whose ``items()`` repeats names is welcome, repeats are refused.
-
-        Raises:
-            RequestError: 401 for headers that are missing, malformed, stale, or meant for another receiver.
-        """
-        ...
-
     def authorize(self, hotkey: str) -> Neuron:
         """The neuron of a caller who may ask.
 
         Raises:
-            RequestError: 403 for a hotkey unregistered, without permit or with too little stake; 503 when the view
-                of the metagraph is older than max_staleness_s.
-        """
-        ...
-
-    def verify(self, headers: Mapping[str, str], body: bytes, *, method: str, path: str) -> Caller:
-        """The proven sender of a request.
-
-        Args:
-            headers: as received.
-            body: the raw bytes, as received.
-            method: the HTTP method.
-            path: ``scope["raw_path"]`` decoded as latin-1, plus ``?query`` when there is one.
-
-        Raises:
-            RequestError: 401 for a bad signature or a replay, 503 when the replay store cannot be written.
+            RequestError: 403 for a hotkey denied, unregistered, without permit or with too little stake; 503 when the
+                view of the metagraph is older than max_staleness_s.
         """
         ...

@@ -21,7 +21,8 @@ from bittensor.settings import resolve_endpoint
 
 from hfa.config import NonNegativeFloat, PositiveFloat, config
 from hfa.errors import ConfigError, NetworkError, RequestError
-from hfa.network.base import AuthConfig, Caller, Endpoint, Name, NetworkConfig, Neuron, WalletConfig
+from hfa.network.base import AuthConfig, Caller, Endpoint, Name, NetworkConfig, Neuron, WalletConfig, Wire
+from hfa.network.dendrite import DendriteWire
 from hfa.network.member import ChainAwayError, Member
 from hfa.network.nonces import NonceStore
 
@@ -106,14 +107,24 @@ class HotkeyVerifier:
 
     def __init__(self, hotkey: str, auth: AuthConfig) -> None:
         self._hotkey, self._auth = hotkey, auth
-        path = Path(auth.nonce_dir).expanduser() / f"{hotkey}.sqlite3"
-        self._nonces = NonceStore(path, auth.max_age_s + auth.allowed_skew_s, auth.max_nonces)
+        folder = Path(auth.nonce_dir).expanduser()
+        self._nonces = NonceStore(folder / f"{hotkey}.sqlite3", auth.max_age_s + auth.allowed_skew_s, auth.max_nonces)
+        self._dendrite: DendriteWire | None = None
+        if auth.dendrite is not None:
+            path = folder / f"{hotkey}.dendrite.sqlite3"
+            self._dendrite = DendriteWire(hotkey, auth.dendrite, path, auth.max_nonces, _is_signed_by)
+
+    @property
+    def dendrite(self) -> Wire | None:
+        return self._dendrite
 
     def open(self) -> None:
-        self._nonces.open()
+        for store in self._stores():
+            store.open()
 
     def close(self) -> None:
-        self._nonces.close()
+        for store in self._stores():
+            store.close()
 
     def screen(self, headers: Mapping[str, str]) -> str:
         try:
@@ -133,6 +144,9 @@ class HotkeyVerifier:
             raise RequestError(503, "Whether this request is a replay cannot be told just now; try later.") from error
         return Caller(caller.hotkey_ss58, caller.nonce_ns)
 
+    def _stores(self) -> list[NonceStore]:
+        return [self._nonces, *([self._dendrite.nonces] if self._dendrite else [])]
+
     def _judge(
         self, headers: Mapping[str, str], body: bytes, *, method: str, path: str, nonces: http_auth.NonceStore
     ) -> http_auth.Caller:
@@ -147,6 +161,12 @@ class HotkeyVerifier:
             require_receiver=self._auth.require_receiver,
             nonce_store=nonces,
         )
+
+
+def _is_signed_by(hotkey: str, text: bytes, signature: bytes) -> bool:
+    """Whether `signature` over `text` is `hotkey`'s, by sr25519. Raises ValueError for what cannot be either."""
+    keypair = Keypair(ss58_address=hotkey, crypto_type=bt.CRYPTO_SR25519)
+    return bool(keypair.verify(text, signature))
 
 
 class _Anything:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from hfa.errors import NetworkError, RequestError
-from hfa.network.base import Caller, Endpoint, NetworkConfig, Neuron, NotRegisteredError, Verifier
+from hfa.network.base import Caller, Endpoint, NetworkConfig, Neuron, NotRegisteredError, Verifier, Wire
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ class Member(abc.ABC):
         return self._hotkey
 
     @property
+    def dendrite(self) -> Wire | None:
+        return self._verifier.dendrite
+
+    @property
     def last_sync_age_s(self) -> float:
         return time.monotonic() - self._looked_at
 
@@ -82,7 +86,7 @@ class Member(abc.ABC):
         return self._neurons.get(hotkey)
 
     def neurons(self) -> list[Neuron]:
-        return sorted(self._neurons.values(), key=lambda neuron: neuron.uid)
+        return list(self._neurons.values())  # which chains list by uid
 
     def screen(self, headers: Mapping[str, str]) -> str:
         return self._verifier.screen(headers)
@@ -92,6 +96,10 @@ class Member(abc.ABC):
 
     def authorize(self, hotkey: str) -> Neuron:
         neuron, config = self.neuron(hotkey), self._config
+        if hotkey in config.deny:
+            raise RequestError(403, f"Hotkey {hotkey} is denied by this miner.")
+        if hotkey in config.allow:
+            return neuron or Neuron(None, hotkey, 0.0, False, None)
         if self.last_sync_age_s > config.max_staleness_s:
             age = f"{self.last_sync_age_s:.0f} s ago, more than the {config.max_staleness_s:g} s allowed"
             raise RequestError(503, f"The metagraph was last seen {age}; try later.")
@@ -140,7 +148,7 @@ class Member(abc.ABC):
         except ChainAwayError as error:
             log.warning("Endpoint %s is not published yet: %s", self._published, error)
             return
-        log.info("Published %s as the endpoint of uid %d on netuid %d", self._published, me.uid, self.netuid)
+        log.info("Published %s as the endpoint of uid %s on netuid %d", self._published, me.uid, self.netuid)
         self._neurons = {**self._neurons, self.hotkey: me._replace(endpoint=str(self._published))}
 
     async def _keep_in_sync(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from hfa.errors import RequestError
 
@@ -74,27 +76,38 @@ class BodyReader:
     Args:
         max_bytes: of one body.
         timeout_s: for one body to arrive.
-        max_uploads: bodies on their way together; what is unverified holds no more memory than this many bodies.
+        max_uploads: bodies that are held together before their sender is proven: what is unverified takes no more
+            memory than this many.
+        max_uploads_per_address: of one address, so that nobody can take all places.
     """
 
-    def __init__(self, max_bytes: int, timeout_s: float, max_uploads: int) -> None:
-        self._max_bytes, self._timeout_s, self._max_uploads = max_bytes, timeout_s, max_uploads
-        self._uploads = 0
+    def __init__(self, max_bytes: int, timeout_s: float, max_uploads: int, max_uploads_per_address: int) -> None:
+        self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._max_uploads, self._max_per_address = max_uploads, max_uploads_per_address
+        self._uploads: Counter[str] = Counter()  # by address
 
-    def check(self, content_length: str | None) -> None:
-        """Refuse by the headers alone. Raises RequestError 400 or 413, TryLaterError 503."""
-        if content_length is not None:
-            if not (content_length.isascii() and content_length.isdigit()):
-                raise RequestError(400, "Content-Length is not a number.")
-            if int(content_length[:20]) > self._max_bytes:
-                raise self._too_large(f"{content_length[:20]} bytes")
-        if self._uploads >= self._max_uploads:
+    @contextlib.contextmanager
+    def place(self, headers: Mapping[str, str], address: str) -> Iterator[None]:
+        """A place for one body, from before it is read until its sender is proven.
+
+        Raises:
+            RequestError: 400 or 413 by the headers alone.
+            TryLaterError: 503 when there is no place.
+        """
+        self._check_length(headers)
+        if self._uploads.total() >= self._max_uploads or self._uploads[address] >= self._max_per_address:
             raise TryLaterError(503, "Too many requests are being received; try again.", 1)
+        self._uploads[address] += 1
+        try:
+            yield
+        finally:
+            self._uploads[address] -= 1
+            if not self._uploads[address]:
+                del self._uploads[address]
 
     async def read(self, stream: AsyncIterator[bytes]) -> bytes:
         """The whole body. Raises RequestError 408 or 413."""
         body = bytearray()
-        self._uploads += 1
         try:
             async with asyncio.timeout(self._timeout_s):
                 async for chunk in stream:
@@ -103,9 +116,18 @@ class BodyReader:
                         raise self._too_large("more")
         except TimeoutError:
             raise RequestError(408, f"The body did not arrive within {self._timeout_s:g} s.") from None
-        finally:
-            self._uploads -= 1
         return bytes(body)
+
+    def _check_length(self, headers: Mapping[str, str]) -> None:
+        length = headers.get("content-length")
+        if length is None:
+            return
+        if "transfer-encoding" in headers:  # two lengths: what one server reads as the end is a request to another
+            raise RequestError(400, "Content-Length and Transfer-Encoding are both given; send one of them.")
+        if not (length.isascii() and length.isdigit()):
+            raise RequestError(400, "Content-Length is not a number.")
+        if int(length[:20]) > self._max_bytes:
+            raise self._too_large(f"{length[:20]} bytes")
 
     def _too_large(self, got: str) -> RequestError:
         return RequestError(413, f"The body is {got}, and this miner reads {self._max_bytes} bytes at most.")

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from hfa.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.network.base import Network
-from hfa.serving import refusal
+from hfa.serving import refusal, synapse
 from hfa.serving.admission import BodyReader, RateLimiter
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
@@ -31,6 +31,12 @@ _SECURITY = {
     "description": "btauth/1: the headers X-Bittensor-Version, -Hotkey, -Receiver, -Nonce and -Signature, as made by "
     "`bittensor.http_auth.sign` over method, path with query, and raw body.",
 }
+_LEGACY_SECURITY = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "bt_header_dendrite_signature",
+    "description": "The headers of a Dendrite of Bittensor v9 or v10.",
+}
 
 
 @config
@@ -42,8 +48,12 @@ class ServerConfig(Config):
         port: 0 takes a free one.
         max_body_bytes: of a request.
         body_timeout_s: for it to arrive.
-        max_uploads: request bodies on their way together.
+        max_uploads: request bodies held together before their senders are proven.
+        max_uploads_per_address: of one address.
         max_connections: open together; more are answered 503.
+        max_connections_per_address: of one address; more are closed.
+        head_timeout_s: for a request's headers to arrive.
+        write_timeout_s: a connection that takes nothing of its answer for so long is closed.
         rate_per_s: requests a second per hotkey in the long run.
         rate_burst: and at once.
         default_max_tokens: to generate when a request does not say.
@@ -58,7 +68,11 @@ class ServerConfig(Config):
     max_body_bytes: PositiveInt
     body_timeout_s: PositiveFloat
     max_uploads: PositiveInt
+    max_uploads_per_address: PositiveInt
     max_connections: PositiveInt
+    max_connections_per_address: PositiveInt
+    head_timeout_s: PositiveFloat
+    write_timeout_s: PositiveFloat
     rate_per_s: PositiveFloat
     rate_burst: PositiveInt
     default_max_tokens: PositiveInt
@@ -84,9 +98,13 @@ def create_app(service: Service, network: Network, settings: ServerConfig) -> Fa
     gate = Gate(
         network,
         RateLimiter(settings.rate_per_s, settings.rate_burst),
-        BodyReader(settings.max_body_bytes, settings.body_timeout_s, settings.max_uploads),
+        BodyReader(
+            settings.max_body_bytes, settings.body_timeout_s, settings.max_uploads, settings.max_uploads_per_address
+        ),
     )
     app.include_router(router(service, gate, network, metrics))
+    if network.dendrite is not None:
+        app.include_router(synapse.router(service, gate, network.dendrite, metrics))
     refusal.install(app, metrics.refused)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -95,6 +113,7 @@ def create_app(service: Service, network: Network, settings: ServerConfig) -> Fa
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schema.setdefault("components", {}).setdefault("securitySchemes", {})["btauth"] = _SECURITY
+        schemes = {"btauth": _SECURITY, "dendrite": _LEGACY_SECURITY}
+        schema.setdefault("components", {}).setdefault("securitySchemes", {}).update(schemes)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -1,4 +1,4 @@
-"""Who asks: btauth/1, judged as far as possible on the headers, and only then on the body."""
+"""Who asks: a signed request, judged as far as possible on its headers, and only then on its body."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from hfa.network.base import Network, Neuron
+from hfa.network.base import Network, Neuron, Wire
 from hfa.serving.admission import BodyReader, RateLimiter
 
 
@@ -33,17 +33,21 @@ class Gate:
     def __init__(self, network: Network, limiter: RateLimiter, reader: BodyReader) -> None:
         self._network, self._limiter, self._reader = network, limiter, reader
 
-    async def admit(self, request: Request) -> Signed:
-        """The proven caller and the raw body. Raises RequestError."""
-        claimed = self._network.screen(request.headers)
+    async def admit(self, request: Request, wire: Wire | None = None) -> Signed:
+        """The proven caller and the raw body. Raises RequestError.
+
+        Args:
+            request: as it came.
+            wire: how it is signed; left out, by btauth/1.
+        """
+        wire = wire or self._network
+        claimed = wire.screen(request.headers)
         caller = self._network.authorize(claimed)
         self._limiter.check(claimed)
-        self._reader.check(request.headers.get("content-length"))
-        body = await self._reader.read(request.stream())
-        request.state.body_read = True
-        await asyncio.to_thread(
-            self._network.verify, request.headers, body, method=request.method, path=_target(request)
-        )
+        with self._reader.place(request.headers, request.client.host if request.client else ""):
+            body = await self._reader.read(request.stream())
+            request.state.body_read = True
+            await asyncio.to_thread(wire.verify, request.headers, body, method=request.method, path=_target(request))
         self._limiter.take(claimed)
         return Signed(caller, body)
 

@@ -37,14 +37,29 @@ _CODES = {
 }
 HUNG_UP = 499  # for the server's own books: the caller is gone
 _MAX_MESSAGE = 200  # characters: a refusal is smaller than what it refuses
+_MAX_TO_STRANGERS = 140  # so that, headers included, a stranger gets less than 300 bytes
+_TO_STRANGERS = (401, 403, 404, 405, 408, 413, 429, 503)
 _LINGER_S = 2.0
 _LINGER_BYTES = 32 * 2**20
 
 
 def problem(status: int, message: str) -> dict[str, dict[str, str]]:
     """The body of an error."""
-    short = message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 3] + "..."
-    return {"error": {"code": _CODES.get(status, "error"), "message": short}}
+    longest = _MAX_TO_STRANGERS if status in _TO_STRANGERS else _MAX_MESSAGE
+    short = message if len(message) <= longest else message[: longest - 3] + "..."
+    return {"error": {"code": code(status), "message": short}}
+
+
+def code(status: int) -> str:
+    """The name of an error, for programs."""
+    return _CODES.get(status, "error")
+
+
+def retry_after(error: RequestError) -> dict[str, str]:
+    """The header that says when to come back, where there is a time to."""
+    if isinstance(error, TryLaterError):
+        return {"retry-after": str(error.retry_after_s)}
+    return {"retry-after": "5"} if error.status == 503 else {}
 
 
 class UnreadRefusal(Response):
@@ -76,8 +91,8 @@ async def _read_away(receive: Receive) -> None:
                     return
 
 
-def _response(request: Request, status: int, message: str, headers: dict[str, str]) -> Response:
-    content: Any = problem(status, message)
+def respond(request: Request, status: int, content: Any, headers: dict[str, str]) -> Response:
+    """An error, whether or not the body it is about was read."""
     if getattr(request.state, "body_read", False) or request.method in ("GET", "HEAD"):
         return JSONResponse(content, status, headers)
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
@@ -89,18 +104,16 @@ def install(app: FastAPI, count: Callable[[str], None]) -> None:
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
-        headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, TryLaterError) else {}
-        if error.status == 503:
-            headers.setdefault("retry-after", "5")
-        count(_CODES.get(error.status, "error"))
+        headers = retry_after(error)
+        count(code(error.status))
         log.debug("Refused with %d: %s", error.status, error)
-        return _response(request, error.status, str(error), headers)
+        return respond(request, error.status, problem(error.status, str(error)), headers)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        count(_CODES.get(error.status_code, "error"))
+        count(code(error.status_code))
         message = f"{request.method} {request.url.path[:80]}: {error.detail}."
-        return _response(request, error.status_code, message, dict(error.headers or {}))
+        return respond(request, error.status_code, problem(error.status_code, message), dict(error.headers or {}))
 
     async def left(request: Request, error: Exception) -> Response:
         count("left")

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from hfa.errors import RequestError
 from hfa.inference import FinishEvent, FinishReason, Generation, GenerationRequest, Timing
+from hfa.network.base import Neuron
 from hfa.serving.schemas import Summary, Timings, Usage
 from hfa.serving.selection import Choice
 from hfa.serving.statistics import Statistics
@@ -30,7 +31,7 @@ class Reply:
         generation: the engine's events.
         text: makes text of them.
         statistics: the track record.
-        uid: of the caller, for the log.
+        caller: who asked, for the log.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Reply:
         generation: Generation,
         text: TextAssembler,
         statistics: Statistics,
-        uid: int,
+        caller: Neuron,
     ) -> None:
         self.summary: Summary | None = None
         self._choice = choice
@@ -48,7 +49,7 @@ class Reply:
         self._generation = generation
         self._text = text
         self._statistics = statistics
-        self._uid = uid
+        self._caller = caller
         self._count = 0  # tokens that are part of the answer
         self._kept = False
 
@@ -97,7 +98,8 @@ class Reply:
         end = end or FinishEvent("cancelled", 0, 0, Timing(0.0, 0.0, 0.0))
         name, reason, read, count = self._choice.name, self._reason(end), end.prompt_tokens, self._count
         took = f"{sum(end.timing):.3g} s"
-        log.info("%s for uid %d: %s, %d tokens in, %d out, %s", name, self._uid, reason, read, count, took)
+        who = self._caller.hotkey if self._caller.uid is None else f"uid {self._caller.uid}"
+        log.info("%s for %s: %s, %d tokens in, %d out, %s", name, who, reason, read, count, took)
         self._statistics.end(
             name, reason, prompt_tokens=read, completion_tokens=count, timing=end.timing, error=end.error
         )

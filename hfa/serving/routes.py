@@ -54,7 +54,7 @@ def router(service: Service, gate: Gate, network: Network, metrics: Metrics) -> 
         """
         signed = await gate.admit(request)
         body = await asyncio.to_thread(parse, signed.body)
-        reply = await service.answer(body, signed.caller.uid)
+        reply = await service.answer(body, signed.caller)
         if body.stream:
             return EventStream(reply, metrics.refused)
         answer = await whole(reply, request)

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from hfa.errors import ConfigError
 from hfa.network.base import Network
 from hfa.serving.app import ServerConfig
+from hfa.serving.connection import bounded
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +72,16 @@ class Server:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
+                http=bounded(
+                    head_timeout_s=settings.head_timeout_s,
+                    write_timeout_s=settings.write_timeout_s,
+                    max_per_address=settings.max_connections_per_address,
+                ),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 server_header=False,
+                date_header=False,
                 proxy_headers=False,
                 ws="none",
                 limit_concurrency=settings.max_connections,

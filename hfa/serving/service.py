@@ -10,6 +10,7 @@ from typing import NamedTuple
 from hfa.data.tokenizers import StreamDecoder
 from hfa.errors import RequestError
 from hfa.inference import Engine, GenerationRequest, Sampling
+from hfa.network.base import Neuron
 from hfa.serving.reply import Reply
 from hfa.serving.schemas import GenerateBody, ModelStatus
 from hfa.serving.selection import Candidate, SelectionConfig, choose
@@ -80,12 +81,12 @@ class Service:
         self._limits = limits
         self._vocabularies = {name: model.tokenizer.fingerprint() for name, model in models.items()}
 
-    async def answer(self, body: GenerateBody, uid: int) -> Reply:
+    async def answer(self, body: GenerateBody, caller: Neuron) -> Reply:
         """Pick a model and start it on the request.
 
         Args:
             body: what is asked.
-            uid: of the caller, for the log.
+            caller: who asks.
 
         Raises:
             RequestError: 404, 413, 422 or 503, when no model can take it.
@@ -116,7 +117,7 @@ class Service:
         generation = model.engine.submit(request)
         self.statistics.begin(choice.name)
         text = TextAssembler(StreamDecoder(model.tokenizer), body.stop)
-        return Reply(choice, request, generation, text, self.statistics, uid)
+        return Reply(choice, request, generation, text, self.statistics, caller)
 
     def _max_tokens(self, body: GenerateBody) -> int:
         asked = self._limits.default_max_tokens if body.max_tokens is None else body.max_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 from fastapi.responses import StreamingResponse
@@ -28,10 +28,11 @@ class EventStream(StreamingResponse):
     Args:
         reply: the answer; its first piece is not there yet.
         count: is told the code of an error.
+        headers: besides those of any stream.
     """
 
-    def __init__(self, reply: Reply, count: Callable[[str], None]) -> None:
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    def __init__(self, reply: Reply, count: Callable[[str], None], headers: Mapping[str, str] | None = None) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})}
         super().__init__(_lines(reply, count), media_type="text/event-stream", headers=headers)
         self._reply = reply
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hfa.config import from_mapping
-from hfa.network.base import AuthConfig, WalletConfig
+from hfa.network.base import AuthConfig, DendriteConfig, WalletConfig
 from hfa.network.bittensor import HotkeySigner, create_hotkey
 from hfa.network.local import LocalNetworkConfig, config_from_yaml
 
@@ -27,7 +27,14 @@ def make_signer(make_wallet: Callable[[str], WalletConfig]) -> Callable[[str], H
 @pytest.fixture
 def auth(tmp_path: Path) -> AuthConfig:
     return AuthConfig(
-        max_age_s=10.0, allowed_skew_s=2.0, require_receiver=True, nonce_dir=str(tmp_path / "nonces"), max_nonces=1000
+        max_age_s=10.0,
+        allowed_skew_s=2.0,
+        require_receiver=True,
+        nonce_dir=str(tmp_path / "nonces"),
+        max_nonces=1000,
+        dendrite=DendriteConfig(
+            max_age_s=4.0, max_timeout_s=60.0, allowed_skew_s=2.0, hash_fields=("context", "prompt")
+        ),
     )
 
 

@@ -115,6 +115,8 @@ def build(
         "wallet_path": "wallets",
         "min_stake_tao": 1000.0,
         "require_validator_permit": True,
+        "allow": (),
+        "deny": (),
         "sync_interval_s": 3600.0,
         "retry_s": 1.0,
         "max_staleness_s": 7200.0,

@@ -104,6 +104,20 @@ def test_permit_and_stake_decide_who_may_ask(chain: Chain) -> None:
     run(scenario)
 
 
+def test_lists_come_before_the_chain(chain: Chain) -> None:
+    async def scenario() -> None:
+        network = chain([VALIDATOR, POOR, PEER], allow=("poor", "5Friend", "both"), deny=("validator", "both"))
+        assert network.authorize("5Friend") == Neuron(None, "5Friend", 0.0, False, None), "whatever the chain does"
+        await network.start()
+        assert network.authorize("poor") == POOR
+        assert refusal(network, "validator") == (403, "Hotkey validator is denied by this miner.")
+        assert refusal(network, "both")[0] == 403
+        assert refusal(network, "peer")[0] == 403
+        await network.close()
+
+    run(scenario)
+
+
 def test_unregistered_hotkey_does_not_start(chain: Chain) -> None:
     async def scenario() -> None:
         network = chain([VALIDATOR])

@@ -212,7 +212,12 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> tuple[HotkeySigner, Hot
         create_hotkey(WalletConfig(name=name, hotkey="default", path=str(folder))) for name in ("miner", "caller")
     )
     auth = AuthConfig(
-        max_age_s=10.0, allowed_skew_s=2.0, require_receiver=True, nonce_dir=str(folder / "nonces"), max_nonces=1000
+        max_age_s=10.0,
+        allowed_skew_s=2.0,
+        require_receiver=True,
+        nonce_dir=str(folder / "nonces"),
+        max_nonces=1000,
+        dendrite=None,
     )
     return miner, caller, HotkeyVerifier(miner.hotkey, auth)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -92,7 +93,12 @@ async def nothing() -> AsyncIterator[bytes]:
 
 
 def reader(**limits) -> BodyReader:
-    return BodyReader(**({"max_bytes": 10, "timeout_s": 30.0, "max_uploads": 2} | limits))
+    return BodyReader(**({"max_bytes": 10, "timeout_s": 30.0, "max_uploads": 2, "max_uploads_per_address": 2} | limits))
+
+
+def announce(bodies: BodyReader, length: str | None) -> None:
+    with bodies.place({} if length is None else {"content-length": length}, "10.0.0.1"):
+        pass
 
 
 def test_a_body_is_read_up_to_the_cap():
@@ -108,14 +114,23 @@ def test_a_body_is_read_up_to_the_cap():
 )
 def test_an_announced_length_is_judged_before_the_body(length, status):
     with pytest.raises(RequestError) as refused:
-        reader().check(length)
+        announce(reader(), length)
     assert refused.value.status == status
     assert len(str(refused.value)) < 200
 
 
 def test_lengths_within_the_cap_pass():
     for length in (None, "0", "10", "0010"):
-        reader().check(length)
+        announce(reader(), length)
+
+
+def test_two_lengths_are_refused_before_the_body():
+    with (
+        pytest.raises(RequestError, match="both given") as refused,
+        reader().place({"content-length": "1", "transfer-encoding": "chunked"}, "10.0.0.1"),
+    ):
+        pass
+    assert refused.value.status == 400
 
 
 def test_a_body_that_stops_coming_is_408():
@@ -124,17 +139,22 @@ def test_a_body_that_stops_coming_is_408():
     assert refused.value.status == 408
 
 
-def test_too_many_bodies_at_once_are_refused_until_one_has_come():
-    async def main():
-        bodies = reader()
-        waiting = [asyncio.create_task(bodies.read(nothing())) for _ in range(2)]
-        await asyncio.sleep(0)
-        with pytest.raises(TryLaterError) as refused:
-            bodies.check("1")
-        assert refused.value.status == 503
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        bodies.check("1")
+def test_places_are_few_for_all_and_fewer_for_one_address_and_come_free():
+    bodies = reader(max_uploads=3, max_uploads_per_address=2)
 
-    asyncio.run(main())
+    def refused_at(address: str) -> bool:
+        try:
+            with bodies.place({}, address):
+                return False
+        except TryLaterError as error:
+            return error.status == 503
+
+    with bodies.place({}, "a"), bodies.place({}, "a"):
+        assert refused_at("a")
+        assert not refused_at("b")
+        with bodies.place({}, "b"):
+            assert refused_at("c")
+    assert not refused_at("a")
+    with contextlib.suppress(RuntimeError), bodies.place({}, "a"), bodies.place({}, "a"):
+        raise RuntimeError
+    assert not refused_at("a")

@@ -9,11 +9,13 @@ import pytest
 from starlette.requests import Request
 
 from hfa.errors import RequestError
+from hfa.network.base import Neuron
 from hfa.serving.schemas import GenerateBody
 from hfa.serving.service import Service
 from hfa.serving.statistics import Statistics
 from hfa.serving.stream import EventStream, whole
 
+CALLER = Neuron(0, "5Caller", 1000.0, True, None)
 LONG = GenerateBody(prompt="hello", max_tokens=4000)
 
 
@@ -47,7 +49,7 @@ def test_gone_before_the_stream_began(service):
     """The response is cancelled before its body was asked for the first time."""
 
     async def scenario():
-        response = EventStream(await service.answer(LONG, 0), lambda code: None)
+        response = EventStream(await service.answer(LONG, CALLER), lambda code: None)
 
         async def blocked(message):
             await asyncio.Event().wait()
@@ -61,7 +63,7 @@ def test_gone_before_the_stream_began(service):
 
 def test_gone_in_the_middle_of_a_stream(service):
     async def scenario():
-        response = EventStream(await service.answer(LONG, 0), lambda code: None)
+        response = EventStream(await service.answer(LONG, CALLER), lambda code: None)
         left, sent = asyncio.Event(), []
 
         async def receive():
@@ -84,7 +86,7 @@ def test_gone_in_the_middle_of_a_stream(service):
 
 def test_gone_before_a_whole_answer(service):
     async def scenario():
-        reply = await service.answer(LONG, 0)
+        reply = await service.answer(LONG, CALLER)
         assert await whole(reply, Request({"type": "http"}, gone)) is None
         await idle(service)
 
@@ -95,7 +97,7 @@ def test_gone_before_a_whole_answer(service):
 def test_a_refused_request_leaves_no_trace(service):
     async def scenario():
         with pytest.raises(RequestError):
-            await service.answer(GenerateBody(prompt="x", model="gpt"), 0)
+            await service.answer(GenerateBody(prompt="x", model="gpt"), CALLER)
 
     run(scenario)
     assert service.statistics.report() == {}
@@ -103,7 +105,7 @@ def test_a_refused_request_leaves_no_trace(service):
 
 def test_closing_a_finished_reply_changes_nothing(service):
     async def scenario():
-        reply = await service.answer(GenerateBody(prompt="hello", max_tokens=3), 7)
+        reply = await service.answer(GenerateBody(prompt="hello", max_tokens=3), CALLER)
         pieces = [piece async for piece in reply.pieces()]
         reply.close()
         assert "".join(pieces)
@@ -122,8 +124,10 @@ def test_a_stop_text_ends_the_work_too(service, monkeypatch):
     monkeypatch.setattr(model, "step", lambda tokens, state: steps.append(1) or step(tokens, state))
 
     async def scenario():
-        first = [piece async for piece in (await service.answer(LONG.model_copy(update={"max_tokens": 2}), 0)).pieces()]
-        reply = await service.answer(LONG.model_copy(update={"stop": ["".join(first)]}), 0)
+        first = [
+            piece async for piece in (await service.answer(LONG.model_copy(update={"max_tokens": 2}), CALLER)).pieces()
+        ]
+        reply = await service.answer(LONG.model_copy(update={"stop": ["".join(first)]}), CALLER)
         assert [piece async for piece in reply.pieces()] == []
         assert reply.summary.finish_reason == "stop"
         await idle(service)
@@ -139,7 +143,7 @@ def test_models_that_share_a_tokenizer_encode_a_prompt_once(service, monkeypatch
     monkeypatch.setattr(type(tokenizer), "encode", lambda self, text: encoded.append(text) or encode(self, text))
 
     async def scenario():
-        reply = await service.answer(GenerateBody(prompt="hello", max_tokens=1), 0)
+        reply = await service.answer(GenerateBody(prompt="hello", max_tokens=1), CALLER)
         assert [piece async for piece in reply.pieces()]
 
     run(scenario)

@@ -1,0 +1,81 @@
+"""Connections that do not have to be trusted: a request's head arrives in time, an answer is taken away in time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+def bounded(*, head_timeout_s: float, write_timeout_s: float, max_per_address: int) -> type[BoundedProtocol]:
+    """The protocol with its bounds.
+
+    Args:
+        head_timeout_s: for a request line and its headers to arrive, and for what is left of a refused body.
+        write_timeout_s: without a byte of an answer being taken.
+        max_per_address: connections that one address may hold open.
+    """
+    bounds = {"head_timeout_s": head_timeout_s, "write_timeout_s": write_timeout_s, "max_per_address": max_per_address}
+    return type("Bounded", (BoundedProtocol,), bounds)
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1, which alone waits for a head, and for a reader, as long as they please."""
+
+    head_timeout_s: ClassVar[float]
+    write_timeout_s: ClassVar[float]
+    max_per_address: ClassVar[int]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if sum(_host(other) == _host(self) for other in self.connections) > self.max_per_address:
+            transport.abort()
+            return
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # an answer is on its way already, or was
+            self.transport.close()
+
+    def _watch_head(self) -> None:
+        """Run the clock while nothing is being answered."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)
+
+
+def _host(connection: object) -> str:
+    client: tuple[str, int] | None = getattr(connection, "client", None)
+    return client[0] if client else ""
