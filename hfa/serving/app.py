@@ -93,7 +93,14 @@ class ServerConfig(Config):
 
 def create_app(service: Service, network: Network, settings: ServerConfig) -> FastAPI:
     """The application over running engines and a network; it owns neither."""
-    app = FastAPI(title="hfa miner", version=version("hfa"), description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="hfa miner",
+        version=version("hfa"),
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a signature holds for one path
+    )
     metrics = Metrics(service)
     gate = Gate(
         network,

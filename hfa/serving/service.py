@@ -18,6 +18,7 @@ from hfa.serving.statistics import Statistics
 from hfa.serving.text import TextAssembler
 from hfa.types import Tokenizer
 
+_LEAST = 1e-6  # a temperature or top_p below it is its own limit, and would not survive float32
 _SEED_BITS = 53  # a seed we draw survives a trip through a double
 
 
@@ -100,17 +101,10 @@ class Service:
             wish=body.model,
         )
         model = self.models[choice.name]
-        sampling = Sampling(
-            seed=secrets.randbits(_SEED_BITS) if body.seed is None else body.seed,
-            temperature=body.temperature,
-            top_k=body.top_k,
-            top_p=body.top_p,
-            min_p=body.min_p,
-        )
         request = GenerationRequest(
             tokens=prompts[choice.name],
             max_tokens=max_tokens,
-            sampling=sampling,
+            sampling=_sampling(body),
             stop_tokens=frozenset({model.tokenizer.end_of_text}),
             deadline_s=min(self._limits.deadline_s, body.deadline_s or self._limits.deadline_s),
         )
@@ -147,3 +141,13 @@ class Service:
             room=load.room,
             track=self.statistics.track(name, self._policy.window),
         )
+
+
+def _sampling(body: GenerateBody) -> Sampling:
+    return Sampling(
+        seed=secrets.randbits(_SEED_BITS) if body.seed is None else body.seed,
+        temperature=body.temperature if body.temperature >= _LEAST else 0.0,
+        top_k=body.top_k,
+        top_p=max(body.top_p, _LEAST),
+        min_p=body.min_p,
+    )

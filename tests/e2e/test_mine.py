@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -229,6 +230,42 @@ def test_a_killed_miner_goes_on_where_it_was_and_a_second_signal_does_not_wait(p
         assert len("".join(pieces)) < 4000
         assert stream.answer.finish_reason == "shutdown"
         assert again.process.wait(60) == 0
+
+
+def test_a_full_disk_refuses_what_it_cannot_remember_and_loses_nothing(place, validator):
+    """No file can grow: a request whose replay could not be noticed is refused, and all is well once there is room."""
+    statistics = "statistics_path=full.json"
+    words = ("heartbeat_s=0.05", "server.rate_burst=100")
+    with mining(place, statistics, *words) as running:
+        assert post(running, validator, BODY).status_code == 200
+        until(lambda: (place / "full.json").exists(), "the statistics")
+        kept = (place / "full.json").read_text()
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        codes = [post(running, validator, BODY).status_code for _ in range(5)]
+        assert set(codes) == {503}
+        assert HTTP.get(running.url + "/health").status_code == 200
+        assert (place / "full.json").read_text() == kept
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        hotkey = HTTP.get(running.url + "/health").json()["hotkey"]
+        headers = validator.sign(BODY, method="POST", path="/v1/generate", receiver=hotkey)
+        sent = [HTTP.post(running.url + "/v1/generate", content=BODY, headers=headers).status_code for _ in range(2)]
+        assert sent == [200, 401]
+        assert running.stop() == 0
+    assert json.loads((place / "full.json").read_text())["architectures"]["hfa"]["requests"] == 2
+
+
+def test_killed_again_and_again_while_it_writes(place, validator):
+    """SIGKILL at moments that nobody chose, with statistics written as fast as they can be: each file is whole."""
+    counted = 0
+    for moment in range(2):
+        with mining(place, "statistics_path=torn.json", "heartbeat_s=0.001", "server.rate_burst=100") as running:
+            for _ in range(3 + moment):
+                assert post(running, validator, BODY).status_code == 200
+            running.stop(signal.SIGKILL)
+        requests = json.loads((place / "torn.json").read_text())["architectures"]["hfa"]["requests"]
+        assert counted <= requests <= counted + 3 + moment
+        counted = requests
+    assert not list(place.glob("torn.json.unreadable*"))
 
 
 def test_a_torn_artifact_is_a_warning_and_the_other_serves(place, validator, tmp_path):
