@@ -2,7 +2,7 @@
 
 from hfa.inference.engine import Engine, EngineConfig, Load
 from hfa.inference.generation import Generation
-from hfa.inference.request import Event, FinishEvent, FinishReason, GenerationRequest, Timing, TokenEvent
+from hfa.inference.request import Event, FinishEvent, FinishReason, GenerationRequest, Logprobs, Timing, TokenEvent
 from hfa.inference.sampling import MAX_SEED, Sampling
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Generation",
     "GenerationRequest",
     "Load",
+    "Logprobs",
     "Sampling",
     "Timing",
     "TokenEvent",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from typing import Literal, NamedTuple
@@ -12,9 +13,11 @@ from hfa.config import Config, NonNegativeInt, PositiveInt, config
 from hfa.errors import ConfigError, RequestError
 from hfa.inference.device import choose_device, is_device_name, place
 from hfa.inference.generation import Generation
+from hfa.inference.pool import StatePool
 from hfa.inference.request import FinishReason, GenerationRequest
+from hfa.inference.row import Row
 from hfa.inference.runner import Output, Runner
-from hfa.inference.scheduler import Scheduler
+from hfa.inference.scheduler import Limits, Plan, Scheduler
 from hfa.inference.sequence import Sequence
 from hfa.models import LanguageModel
 
@@ -32,27 +35,37 @@ class EngineConfig(Config):
         dtype: of the matrix products.
         threads: of the CPU, for this model; 0 leaves it to torch.
         prefill_chunk: tokens of prompts read in one step; smaller means steadier streams, larger faster prompts.
+        long_prompt_chunk: those of prompts longer than `prefill_chunk`, while anybody streams: what a long prompt
+            adds to the gap between two tokens of a stream; divides `prefill_chunk`.
         max_concurrent: requests that run together.
         max_queue: requests that wait; more are refused.
         state_budget_mib: memory for the states of running requests.
+        swap_budget_mib: memory for the states of requests that are set aside; beyond it they are computed again.
     """
 
     device: str
     dtype: Literal["float32", "bfloat16"]
     threads: NonNegativeInt
     prefill_chunk: PositiveInt
+    long_prompt_chunk: PositiveInt
     max_concurrent: PositiveInt
     max_queue: NonNegativeInt
     state_budget_mib: PositiveInt
+    swap_budget_mib: NonNegativeInt
 
     def check(self) -> None:
         if not is_device_name(self.device):
             raise ConfigError("device", self.device, "auto, cpu, cuda or cuda:N")
+        if self.prefill_chunk % self.long_prompt_chunk:
+            raise ConfigError(
+                "long_prompt_chunk", self.long_prompt_chunk, f"a divisor of prefill_chunk={self.prefill_chunk}"
+            )
 
     def build(self, model: LanguageModel, name: str) -> Engine:
         """Start an engine for `model`, which it takes over and moves to its device."""
         device = place(model.eval(), choose_device(self.device))
-        return Engine(Runner(model, device, getattr(torch, self.dtype)), self, name)
+        pool = StatePool(model, device, self.state_budget_mib * 2**20, self.max_concurrent)
+        return Engine(Runner(model, pool, getattr(torch, self.dtype)), self, name)
 
 
 class Load(NamedTuple):
@@ -63,8 +76,9 @@ class Load(NamedTuple):
     waiting: int
     max_concurrent: int
     max_queue: int
-    state_bytes: int  # reserved
+    state_bytes: int  # of running requests
     budget_bytes: int
+    swapped_bytes: int  # of requests that are set aside
     device: str
 
     @property
@@ -90,14 +104,19 @@ class Engine:
 
     def __init__(self, runner: Runner, settings: EngineConfig, name: str) -> None:
         self.name = name
-        self._runner = runner
+        self._runner, self._pool = runner, runner.pool
         self._threads = settings.threads
-        self._scheduler = Scheduler(
+        limits = Limits(
             max_concurrent=settings.max_concurrent,
             max_queue=settings.max_queue,
-            budget_bytes=settings.state_budget_mib * 2**20,
+            page_size=self._pool.page_size,
             prefill_chunk=settings.prefill_chunk,
+            long_prompt_chunk=settings.long_prompt_chunk,
         )
+        self._scheduler = Scheduler(limits, self._pool.pages, begin=self._begin)
+        self._swap_budget = settings.swap_budget_mib * 2**20
+        self._swapped = 0
+        self._arrivals = itertools.count()
         self._changed = threading.Condition()  # guards the scheduler
         self._accepting = True
         self._stopping = False
@@ -115,7 +134,8 @@ class Engine:
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes that the state of one request takes at `seq_len` tokens."""
-        return self._runner.model.state_bytes(seq_len)
+        pool = self._pool
+        return pool.row_bytes + self._scheduler.limits.pages(seq_len) * pool.page_bytes
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request; its events come from the result.
@@ -133,26 +153,30 @@ class Engine:
             )
         if min(request.tokens) < 0 or max(request.tokens) >= settings.vocab_size:
             raise RequestError(422, f"The prompt has token ids outside 0 to {settings.vocab_size - 1}.")
-        sequence = Sequence(request, self.state_bytes(request.seq_len))
+        sequence = Sequence(request, next(self._arrivals))
         with self._changed:
             if not self._accepting:
                 raise RequestError(503, f"{self.name} is shutting down.")
-            self._scheduler.add(sequence)
+            displaced = self._scheduler.add(sequence)
             self._changed.notify_all()
+        if displaced is not None:
+            displaced.finish("displaced")
         return sequence.generation
 
     def load(self) -> Load:
         """A snapshot, from any thread."""
         with self._changed:
-            scheduler = self._scheduler
+            scheduler, pool = self._scheduler, self._pool
+            limits, pages = scheduler.limits, pool.pages
             return Load(
                 accepting=self._accepting,
                 running=scheduler.num_active,
                 waiting=scheduler.num_waiting,
-                max_concurrent=scheduler.max_concurrent,
-                max_queue=scheduler.max_queue,
-                state_bytes=scheduler.reserved_bytes,
-                budget_bytes=scheduler.budget_bytes,
+                max_concurrent=limits.max_concurrent,
+                max_queue=limits.max_queue,
+                state_bytes=scheduler.num_active * pool.row_bytes + pages.num_held * pool.page_bytes,
+                budget_bytes=limits.max_concurrent * pool.row_bytes + pages.num_pages * pool.page_bytes,
+                swapped_bytes=self._swapped,
                 device=str(self._runner.device),
             )
 
@@ -187,10 +211,40 @@ class Engine:
     def _step(self) -> None:
         with self._changed:
             plan = self._scheduler.schedule()
-        for sequence, reason in plan.ended:
-            self._end(sequence, reason)
+        self._settle(plan)
         for output in self._runner.run(plan):
             self._commit(output)
+
+    def _begin(self, sequence: Sequence) -> Row:
+        """The state that an admitted sequence starts from."""
+        sequence.position = 0 if sequence.stash is None else sequence.stash.length
+        return Row()
+
+    def _settle(self, plan: Plan) -> None:
+        """Everybody out, then everybody in: pages that change hands still hold what they held."""
+        for sequence, reason in plan.ended:
+            self._end(sequence, reason)
+        for sequence, row in plan.preempted:
+            self._set_aside(sequence, row)
+        for sequence in plan.admitted:
+            if sequence.stash is not None:
+                self._pool.restore(sequence.active, sequence.stash)
+                self._drop_stash(sequence)
+
+    def _set_aside(self, sequence: Sequence, row: Row) -> None:
+        """Keep the state of a sequence that was preempted; without one, its tokens are read again."""
+        if row.recurrent is None and not row.length:
+            return
+        if self._swapped + self.state_bytes(row.length) > self._swap_budget:
+            self._runner.release(row)
+            return
+        sequence.stash = self._runner.stash(row)
+        self._swapped += sequence.stash.num_bytes
+
+    def _drop_stash(self, sequence: Sequence) -> None:
+        if sequence.stash is not None:
+            self._swapped -= sequence.stash.num_bytes
+            sequence.stash = None
 
     def _commit(self, output: Output) -> None:
         sequence, logits, error = output
@@ -209,7 +263,9 @@ class Engine:
             self._end(sequence, reason, _describe(error) if error else "")
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
-        self._runner.release(sequence)
+        if sequence.row is not None:
+            self._runner.release(sequence.row)
+        self._drop_stash(sequence)
         sequence.finish(reason, error)
         with self._changed:
             self._changed.notify_all()

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 from hfa.errors import RequestError
 from hfa.inference.sampling import Sampling
 
-FinishReason = Literal["stop", "length", "cancelled", "deadline", "error", "shutdown"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "displaced", "error", "shutdown"]
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,10 @@ class GenerationRequest:
         sampling: how the next id is chosen, seed included.
         stop_tokens: ids that end the answer; they are not part of it.
         deadline_s: seconds from submission after which the answer ends as it is; None for no limit.
+        priority: greater goes first, and may take the place of what is less.
+        caller: whose request it is; callers of equal priority get equal shares.
+        logprobs: how many of the likeliest tokens to report beside each token and its log-probability; None for
+            none of it.
 
     Raises:
         RequestError: 422 for a value that cannot work.
@@ -32,6 +37,9 @@ class GenerationRequest:
     sampling: Sampling
     stop_tokens: frozenset[int] = frozenset()
     deadline_s: float | None = None
+    priority: int = 0
+    caller: str = ""
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -40,6 +48,8 @@ class GenerationRequest:
             raise RequestError(422, f"max_tokens: got {self.max_tokens}, expected at least 1.")
         if self.deadline_s is not None and not (math.isfinite(self.deadline_s) and self.deadline_s > 0):
             raise RequestError(422, f"deadline_s: got {self.deadline_s}, expected a positive number of seconds.")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise RequestError(422, f"logprobs: got {self.logprobs}, expected 0 to {MAX_LOGPROBS}.")
 
     @property
     def seq_len(self) -> int:
@@ -55,11 +65,19 @@ class Timing(NamedTuple):
     decode_s: float  # from then until the last
 
 
+class Logprobs(NamedTuple):
+    """How likely the model found a token, before temperature and penalties, in nats."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the likeliest tokens, likeliest first
+
+
 class TokenEvent(NamedTuple):
     """One generated token."""
 
     number: int  # 0 for the first
     token: int
+    logprobs: Logprobs | None = None
 
 
 class FinishEvent(NamedTuple):
@@ -69,6 +87,9 @@ class FinishEvent(NamedTuple):
     prompt_tokens: int  # that were read
     completion_tokens: int
     timing: Timing
+    cached_tokens: int = 0  # of the prompt, that were not read because a checkpoint had them
+    miss: str = ""  # why no checkpoint, or no longer one, was used
+    preemptions: int = 0  # how often it was set aside for others
     error: str = ""  # what the model raised; for logs and statistics, not for callers
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from hfa.inference.device import CPU
+from hfa.inference.pool import StatePool
+from hfa.inference.row import Row, Stash
 from hfa.inference.scheduler import Chunk, Plan
 from hfa.inference.sequence import Sequence
 from hfa.models import LanguageModel
-from hfa.models.state import State, state_to
 
 log = logging.getLogger(__name__)
 
@@ -31,44 +32,121 @@ class Output(NamedTuple):
 class Runner:
     """One model on one device.
 
-    A sequence's failure is its own: the states of the others are values that its computation cannot reach. When
-    the device runs out of memory, the model and every state move to the CPU and the step is taken again there.
+    Everybody who decodes is one batch, whose state is a value: a step makes the next one, and when it fails the old
+    one is still there, so that each row is tried by itself and the failure is the failing row's alone. When the device
+    runs out of memory, the model and every state move to the CPU and the step is taken again there.
 
     Args:
-        model: in evaluation mode, on `device`.
-        device: where it is.
+        model: in evaluation mode, on the device of the pool.
+        pool: the states.
         dtype: of the matrix products; states keep their own.
     """
 
-    def __init__(self, model: LanguageModel, device: torch.device, dtype: torch.dtype) -> None:
-        self.model = model
-        self.device = device
-        self.dtype = dtype
-        self._states: dict[Sequence, State] = {}
+    def __init__(self, model: LanguageModel, pool: StatePool, dtype: torch.dtype) -> None:
+        self.model, self.pool, self.dtype = model, pool, dtype
+        self._rows: list[Row] = []  # the batch, in the order of
+        self._batch: list[Tensor] = []  # its tensors of constant size, each [B, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.pool.device
 
     def run(self, plan: Plan) -> list[Output]:
         """Read the chunks of prompts and decode one token of everybody running."""
         read = [self._guard(chunk.sequence, partial(self._prefill, chunk)) for chunk in plan.prefill]
-        return read + [self._guard(sequence, partial(self._decode, sequence)) for sequence in plan.decode]
+        return read + self._decode(plan.decode)
 
-    def release(self, sequence: Sequence) -> None:
-        """Let go of a sequence's state, if it has one."""
-        self._states.pop(sequence, None)
+    def stash(self, row: Row) -> Stash:
+        """A copy of a row's state, before anything else runs in its pages."""
+        self.part(row)
+        return self.pool.stash(row)
+
+    def part(self, row: Row) -> None:
+        """Take a row out of the batch, so that its tensors are its own; nothing happens when they are."""
+        if row in self._rows:
+            at = self._rows.index(row)
+            row.recurrent = [x[at : at + 1].clone() for x in self._batch]
+            self._leave([row])
+
+    def release(self, row: Row) -> None:
+        """Forget a row whose stream has ended."""
+        if row in self._rows:
+            self._leave([row])
 
     def _prefill(self, chunk: Chunk) -> Tensor | None:
-        sequence = chunk.sequence
-        tokens = sequence.prompt[None, chunk.start : chunk.end].to(self.device)  # [1, T]
-        hidden, state = self.model.hidden(tokens, self._states.get(sequence))
-        self._states[sequence] = state
-        if chunk.end < len(sequence.prompt):
+        sequence, row = chunk.sequence, chunk.sequence.active
+        self.part(row)
+        if row.recurrent is None:
+            self.pool.begin(row)
+        tokens = sequence.next_tokens(chunk.start, chunk.end).to(self.device)  # [1, T]
+        hidden, state = self.model.hidden(tokens, self.pool.rows([row], row.recurrent or []))
+        row.recurrent, row.length = self.pool.recurrent(state), chunk.end
+        self.pool.take_tries(state, [row])
+        if chunk.end < len(sequence.tokens):
             return None
         logits: Tensor = self.model.head(hidden[0, -1])
         return logits
 
-    def _decode(self, sequence: Sequence) -> Tensor:
-        tokens = torch.tensor([sequence.pending], device=self.device)
-        logits, self._states[sequence] = self.model.step(tokens, self._states[sequence])
+    def _decode(self, sequences: list[Sequence]) -> list[Output]:
+        if not sequences:
+            return []
+        self._join([sequence.active for sequence in sequences])
+        try:
+            logits = self._attempt(partial(self._step, sequences))
+            assert logits is not None
+            return [Output(sequence, row) for sequence, row in zip(sequences, logits, strict=True)]
+        except Exception as error:
+            log.warning("A batch of %d failed (%s); each row is tried by itself", len(sequences), error)
+            return [self._guard(sequence, partial(self._decode_alone, sequence)) for sequence in sequences]
+
+    def _decode_alone(self, sequence: Sequence) -> Tensor:
+        row = sequence.active
+        self.part(row)
+        assert row.recurrent is not None
+        tokens = sequence.next_tokens(sequence.position - 1, sequence.position)[0].to(self.device)
+        logits, state = self.model.step(tokens, self.pool.rows([row], row.recurrent))
+        row.recurrent = self.pool.recurrent(state)
+        self.pool.take_tries(state, [row])
+        row.length += 1
         return logits[0]
+
+    def _step(self, sequences: list[Sequence]) -> Tensor:
+        rows = [sequence.active for sequence in sequences]
+        tokens = torch.tensor([sequence.tokens[-1] for sequence in sequences], device=self.device)
+        logits, state = self.model.step(tokens, self.pool.rows(rows, self._batch))
+        self._batch = self.pool.recurrent(state)
+        self.pool.take_tries(state, rows)
+        for row in rows:
+            row.length += 1
+        return logits
+
+    def _join(self, rows: list[Row]) -> None:
+        """Make the batch consist of these rows, in this order."""
+        if rows == self._rows:
+            return
+        for row in [row for row in self._rows if row not in rows]:
+            self.part(row)
+        self._leave([])
+        new = [row for row in rows if row not in self._rows]
+        parts = [self._batch] if self._rows else []
+        parts += [row.recurrent for row in new if row.recurrent is not None]
+        self._batch = [torch.cat(tensors) for tensors in zip(*parts, strict=True)] if new else self._batch
+        order = [*self._rows, *new]
+        for row in new:
+            row.recurrent = None
+        if order != rows:
+            where = torch.tensor([order.index(row) for row in rows], device=self.device)
+            self._batch = [x.index_select(0, where) for x in self._batch]
+        self._rows = list(rows)
+
+    def _leave(self, rows: list[Row]) -> None:
+        """Close the gaps that rows leave in the batch."""
+        if not rows:
+            return
+        kept = [i for i, row in enumerate(self._rows) if row not in rows]
+        where = torch.tensor(kept, dtype=torch.long, device=self.device)
+        self._batch = [x.index_select(0, where) for x in self._batch]
+        self._rows = [self._rows[i] for i in kept]
 
     def _guard(self, sequence: Sequence, run: Callable[[], Tensor | None]) -> Output:
         try:
@@ -96,5 +174,5 @@ class Runner:
 
     def _move_to_cpu(self) -> None:
         self.model.to(CPU)
-        self._states = {sequence: state_to(state, CPU) for sequence, state in self._states.items()}
-        self.device = CPU
+        self.pool.move_to_cpu()
+        self._batch = [x.to(CPU) for x in self._batch]

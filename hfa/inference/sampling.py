@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,15 @@ class Sampling:
         top_k: keep the k likeliest; 0 keeps all.
         top_p: keep the likeliest until their mass reaches p; 1 keeps all.
         min_p: keep those at least this fraction of the likeliest; 0 keeps all.
+        repetition_penalty: divides the positive logits of tokens in the prompt or the answer, and multiplies the
+            negative ones; 1 leaves them.
+        presence_penalty: subtracted from the logits of tokens in the answer; 0 leaves them.
+        frequency_penalty: subtracted from them as often as they stand there; 0 leaves them.
 
     Raises:
         RequestError: 422 for a value out of range.
+
+    Source: repetition penalty from CTRL, arXiv 1909.05858, section 4.1; min-p from arXiv 2407.01082.
     """
 
     seed: int = 0
@@ -33,6 +40,9 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         _within("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"from 0 to {MAX_SEED}")
@@ -40,24 +50,57 @@ class Sampling:
         _within("top_k", self.top_k, self.top_k >= 0, "0 (all) or more")
         _within("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and up to 1")
         _within("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        _within("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _within(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "from -2 to 2")
 
     def generator(self) -> torch.Generator:
         """A fresh generator on the CPU, where sampling happens whatever the model runs on."""
         return torch.Generator().manual_seed(self.seed)
 
+    @property
+    def penalises(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token from logits [V].
+
+def sample(
+    logits: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    prompt: Sequence[int] = (),
+    answer: Sequence[int] = (),
+) -> int:
+    """One token from logits [V], on the CPU.
+
+    Args:
+        prompt, answer: the tokens so far, which the penalties look at.
 
     Raises:
         ValueError: logits that are no distribution (NaN, +inf, or all -inf): the model has failed.
     """
     logits = logits.detach().to("cpu", torch.float32)
-    if not math.isfinite(logits.max().item()):
+    greatest = logits.max()
+    if not math.isfinite(greatest.item()):
         raise ValueError("the logits are not finite")
+    if sampling.penalises:
+        logits = penalised(logits, sampling, prompt, answer)
     if sampling.temperature == 0:
         return int(logits.argmax())
     return int(torch.multinomial(probabilities(logits, sampling), 1, generator=generator))
+
+
+def penalised(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+    """The logits [V] with what was said before made less likely."""
+    logits = logits.clone()
+    said = torch.tensor([*answer], dtype=torch.long)
+    if sampling.repetition_penalty != 1:
+        seen = torch.cat([torch.tensor([*prompt], dtype=torch.long), said]).unique()
+        kept = logits[seen]
+        factor = sampling.repetition_penalty
+        logits[seen] = torch.where(kept > 0, kept / factor, kept * factor)
+    tokens, counts = said.unique(return_counts=True)
+    logits[tokens] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    return logits
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -73,6 +116,14 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         keep &= mass_before < sampling.top_p * ranked.sum()
     kept = torch.zeros_like(probs).scatter(0, order, ranked * keep)
     return kept / kept.sum()
+
+
+def log_probabilities(logits: Tensor, token: int, count: int) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The log-probability of a token, and the `count` likeliest tokens with theirs; logits [V]."""
+    logprobs = torch.log_softmax(logits.detach().to("cpu", torch.float32), -1)
+    best = logprobs.topk(min(count, len(logprobs)))
+    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return float(logprobs[token]), top
 
 
 def _likeliest(probs: Tensor, count: int) -> Tensor:

@@ -1,13 +1,19 @@
-"""Who runs in the next step: admission in order of arrival, prompts in chunks, everybody running once a step."""
+"""Who runs in the next step: the most urgent first, callers in fair shares, prompts in chunks beside the streams."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from hfa.errors import RequestError
+from hfa.inference.pages import PagePool
 from hfa.inference.request import FinishReason
+from hfa.inference.row import Row
 from hfa.inference.sequence import Sequence
+
+_READ, _WRITTEN = 1.0, 2.0  # what a token of a prompt and one of an answer count in a caller's share
+_REMEMBERED = 4096  # callers whose share is kept when they have nothing here
 
 
 class Chunk(NamedTuple):
@@ -22,8 +28,32 @@ class Plan(NamedTuple):
     """The work of one step."""
 
     ended: list[tuple[Sequence, FinishReason]]  # cancelled or past their deadline: nothing more to run
+    preempted: list[tuple[Sequence, Row]]  # their pages are given away, and hold what they held until something runs
+    admitted: list[Sequence]
     prefill: list[Chunk]
     decode: list[Sequence]  # each gets one token
+
+
+class Limits(NamedTuple):
+    """What a scheduler keeps to.
+
+    Args:
+        max_concurrent: active sequences at most.
+        max_queue: waiting sequences at most.
+        page_size: tokens of a page; 0 for a model whose state does not grow.
+        prefill_chunk: tokens of prompts in a step.
+        long_prompt_chunk: tokens in a step of prompts longer than `prefill_chunk`, while anybody streams.
+    """
+
+    max_concurrent: int
+    max_queue: int
+    page_size: int
+    prefill_chunk: int
+    long_prompt_chunk: int
+
+    def pages(self, length: int) -> int:
+        """Pages of `length` tokens."""
+        return -(-length // self.page_size) if self.page_size else 0
 
 
 class Scheduler:
@@ -31,25 +61,37 @@ class Scheduler:
 
     A step reads at most `prefill_chunk` tokens of prompts, whoever they belong to, and decodes one token of every
     running sequence: the gap between two tokens of a stream is bounded by one chunk, however long a prompt is.
-    A prompt is cut at multiples of `prefill_chunk` and nowhere else, so that what a request computes does not
-    depend on its neighbours.
+    Prompts are cut at multiples of the chunks alone.
+
+    Pages are taken as sequences grow. When there are no more, checkpoints are evicted, then the least urgent
+    sequence is set aside; it goes on where it was when there is room again. Of the waiting, the highest priority
+    goes first, and within it the caller who was served least; a sequence of higher priority takes the place of one
+    of lower priority.
 
     Args:
-        max_concurrent: active sequences at most.
-        max_queue: waiting sequences at most.
-        budget_bytes: for the states of all active sequences, each counted at its longest.
-        prefill_chunk: tokens.
+        limits: what it keeps to.
+        pages: the pages of all sequences.
+        reclaim: evicts checkpoints until that many pages are free, or there is nothing left to evict.
+        begin: the state that a sequence starts from, for one that is admitted; sets its position.
+
+    Source: fair shares by a counter of served tokens: virtual token counters, arXiv 2401.00588, section 4.
     """
 
-    def __init__(self, *, max_concurrent: int, max_queue: int, budget_bytes: int, prefill_chunk: int) -> None:
-        self.max_concurrent = max_concurrent
-        self.max_queue = max_queue
-        self.budget_bytes = budget_bytes
-        self.prefill_chunk = prefill_chunk
-        self.reserved_bytes = 0
-        self._waiting: deque[Sequence] = deque()
+    def __init__(
+        self,
+        limits: Limits,
+        pages: PagePool,
+        *,
+        reclaim: Callable[[int], None] = lambda count: None,
+        begin: Callable[[Sequence], Row] = lambda sequence: Row(),
+    ) -> None:
+        self.limits = limits
+        self.pages = pages
+        self._reclaim, self._begin = reclaim, begin
+        self._waiting: list[Sequence] = []
         self._prefilling: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._served: dict[str, float] = {}
 
     @property
     def num_waiting(self) -> int:
@@ -63,65 +105,210 @@ class Scheduler:
         """All that are held: running, reading their prompt, waiting."""
         return [*self._running, *self._prefilling, *self._waiting]
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence.
+    def add(self, sequence: Sequence) -> Sequence | None:
+        """Queue a sequence; returns the one that has to leave the queue for it, if any.
 
         Raises:
-            RequestError: 413 for a state that can never fit, 503 for a full queue.
+            RequestError: 413 for a state that can never fit, 503 for a full queue in which nobody comes after it.
         """
-        if sequence.state_bytes > self.budget_bytes:
+        needed = self.limits.pages(sequence.request.seq_len)
+        if needed > self.pages.num_pages:
+            most = self.pages.num_pages * self.limits.page_size
             raise RequestError(
                 413,
-                f"{sequence.request.seq_len} tokens need {sequence.state_bytes} bytes of state, and the engine has "
-                f"{self.budget_bytes}; send a shorter prompt or ask for fewer tokens.",
+                f"{sequence.request.seq_len} tokens are more than the engine has memory for, which is {most}; "
+                "send a shorter prompt or ask for fewer tokens.",
             )
-        free = self.max_concurrent - self.num_active
-        if self.num_waiting >= self.max_queue + max(0, free):
-            raise RequestError(
-                503, f"{self.num_active} requests are running and {self.num_waiting} are waiting; try again later."
-            )
+        displaced = None
+        free = self.limits.max_concurrent - self.num_active
+        if self.num_waiting >= self.limits.max_queue + max(0, free):
+            displaced = self._last_in_queue(sequence)
+            if displaced is None:
+                raise RequestError(
+                    503, f"{self.num_active} requests are running and {self.num_waiting} are waiting; try again later."
+                )
+            self._waiting.remove(displaced)
+        self._count_in(sequence.request.caller)
         self._waiting.append(sequence)
+        return displaced
 
     def schedule(self) -> Plan:
         """Decide on the next step, admitting whoever fits."""
-        ended = [(sequence, reason) for sequence in self.sequences() if (reason := sequence.verdict())]
-        for sequence, _ in ended:
-            self.remove(sequence)
-        self._admit()
-        decode = list(self._running)
-        return Plan(ended, self._chunks(), decode)
+        plan = Plan([], [], [], [], [])
+        self._end(plan)
+        self._decode(plan)
+        self._admit(plan)
+        self._read(plan)
+        return plan
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that has ended."""
+        """Forget a sequence that has ended; the pages of its row are free."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
             return
         (self._running if sequence in self._running else self._prefilling).remove(sequence)
-        self.reserved_bytes -= sequence.state_bytes
+        self.pages.drop(sequence.active.pages)
 
-    def _admit(self) -> None:
-        while self._waiting and self.num_active < self.max_concurrent:
-            if self.reserved_bytes + self._waiting[0].state_bytes > self.budget_bytes:
+    # The steps of `schedule`
+
+    def _end(self, plan: Plan) -> None:
+        for sequence in self.sequences():
+            if reason := sequence.verdict():
+                self.remove(sequence)
+                plan.ended.append((sequence, reason))
+
+    def _decode(self, plan: Plan) -> None:
+        for sequence in sorted(self._running, key=lambda one: one.urgency):
+            if sequence in self._running and self._grow(sequence, sequence.position + 1, plan):
+                plan.decode.append(sequence)
+        plan.decode[:] = [sequence for sequence in self._running if sequence in set(plan.decode)]
+        for sequence in plan.decode:
+            sequence.position += 1
+            self._charge(sequence, _WRITTEN)
+
+    def _admit(self, plan: Plan) -> None:
+        while waiting := [one for one in self._waiting if all(one is not gone for gone, _ in plan.preempted)]:
+            sequence = min(waiting, key=self._turn)
+            if not self._fits(sequence) and not self._make_way(sequence, plan):
                 return
-            sequence = self._waiting.popleft()
-            self.reserved_bytes += sequence.state_bytes
+            self._waiting.remove(sequence)
             sequence.admit()
+            sequence.row = self._begin(sequence)
             self._prefilling.append(sequence)
-
-    def _chunks(self) -> list[Chunk]:
-        chunks: list[Chunk] = []
-        room = self.prefill_chunk
-        for _ in range(len(self._prefilling)):
-            sequence = self._prefilling[0]
-            size = min(sequence.unread, self.prefill_chunk)
-            if size > room:
-                break
-            room -= size
-            chunks.append(Chunk(sequence, sequence.position, sequence.position + size))
-            sequence.position += size
-            self._prefilling.popleft()
-            if sequence.unread:
-                self._prefilling.append(sequence)
-            else:
+            restored = sequence.stash is not None
+            if restored and not self._grow(sequence, sequence.position, plan):
+                return  # it was the least urgent itself, and waits again
+            plan.admitted.append(sequence)
+            sequence.is_long = sequence.unread > self.limits.prefill_chunk
+            if restored and sequence.unread == 1 and sequence.count:
+                self._prefilling.remove(sequence)  # it streamed, and goes on streaming
                 self._running.append(sequence)
-        return chunks
+                if self._grow(sequence, sequence.position + 1, plan):
+                    sequence.position += 1
+                    plan.decode.append(sequence)
+
+    def _read(self, plan: Plan) -> None:
+        room, long_room = self.limits.prefill_chunk, self.limits.long_prompt_chunk
+        streams = bool(plan.decode)
+        for sequence in sorted(self._prefilling, key=lambda one: -one.request.priority):
+            if sequence not in self._prefilling:
+                continue  # set aside meanwhile
+            small = streams and sequence.is_long
+            end = self._cut(sequence, self.limits.long_prompt_chunk if small else self.limits.prefill_chunk)
+            size = end - sequence.position
+            if size > (min(room, long_room) if small else room):
+                if small:
+                    continue
+                break
+            if not self._grow(sequence, end, plan):
+                continue
+            room, long_room = room - size, long_room - size * small
+            plan.prefill.append(Chunk(sequence, sequence.position, end))
+            self._charge(sequence, _READ * size)
+            sequence.position = end
+            self._prefilling.remove(sequence)
+            (self._prefilling if sequence.unread else self._running).append(sequence)
+        plan.decode[:] = [sequence for sequence in plan.decode if sequence in self._running]
+        plan.prefill[:] = [chunk for chunk in plan.prefill if chunk.sequence.row is not None]
+
+    def _cut(self, sequence: Sequence, chunk: int) -> int:
+        return min(len(sequence.tokens), (sequence.position // chunk + 1) * chunk)
+
+    # Room
+
+    def _grow(self, sequence: Sequence, length: int, plan: Plan) -> bool:
+        """Give a sequence the pages for `length` tokens; False when it had to be set aside itself."""
+        row = sequence.active
+        needed = self.limits.pages(length) - len(row.pages)
+        while needed > self.pages.num_free:
+            self._reclaim(needed)
+            if needed <= self.pages.num_free:
+                break
+            last = max([*self._prefilling, *self._running], key=lambda one: one.urgency)
+            self._preempt(last, plan)
+            if last is sequence:
+                return False
+        row.pages += self.pages.take(max(0, needed))
+        return True
+
+    def _preempt(self, sequence: Sequence, plan: Plan) -> None:
+        """Set a sequence aside."""
+        (self._running if sequence in self._running else self._prefilling).remove(sequence)
+        for chunk in [chunk for chunk in plan.prefill if chunk.sequence is sequence]:
+            plan.prefill.remove(chunk)
+            sequence.position = chunk.start
+        if sequence in plan.decode:
+            plan.decode.remove(sequence)
+            sequence.position -= 1
+        row = sequence.active
+        self.pages.drop(row.pages)
+        if sequence in plan.admitted:
+            plan.admitted.remove(sequence)  # what it came with it still has
+        else:
+            plan.preempted.append((sequence, row))
+        sequence.row = None
+        sequence.preemptions += 1
+        self._waiting.append(sequence)
+
+    def _needed(self, sequence: Sequence) -> int:
+        """Pages that an active or waiting sequence will take to read all it has, and one token more."""
+        held = len(sequence.row.pages) if sequence.row else 0
+        return max(0, self.limits.pages(min(len(sequence.tokens) + 1, sequence.request.seq_len)) - held)
+
+    def _fits(self, sequence: Sequence, without: tuple[Sequence, ...] = ()) -> bool:
+        active = [one for one in (*self._prefilling, *self._running) if one not in without]
+        if len(active) >= self.limits.max_concurrent:
+            return False
+        left = self.pages.num_free + self.pages.num_idle + sum(len(one.active.pages) for one in without)
+        return self._needed(sequence) + sum(map(self._needed, active)) <= left
+
+    def _make_way(self, sequence: Sequence, plan: Plan) -> bool:
+        """Set aside as few as possible of lower priority, if that lets the sequence in."""
+        lower = [one for one in (*self._prefilling, *self._running) if one.request.priority < sequence.request.priority]
+        lower.sort(key=lambda one: one.urgency, reverse=True)
+        for count in range(1, len(lower) + 1):
+            if self._fits(sequence, tuple(lower[:count])):
+                for one in lower[:count]:
+                    self._preempt(one, plan)
+                return True
+        return False
+
+    # Shares
+
+    def _turn(self, sequence: Sequence) -> tuple[int, float, float, int]:
+        request = sequence.request
+        return -request.priority, self._served.get(request.caller, 0.0), sequence.deadline, sequence.arrival
+
+    def _last_in_queue(self, new: Sequence) -> Sequence | None:
+        """Who leaves a full queue for `new`: somebody of lower priority, or the latest of who waits the most."""
+        waiting = {one.request.caller: 0 for one in self._waiting}
+        for one in self._waiting:
+            waiting[one.request.caller] += 1
+        own = waiting.get(new.request.caller, 0)
+
+        def claim(one: Sequence) -> tuple[int, int, int]:
+            return -one.request.priority, waiting[one.request.caller], one.arrival
+
+        last = max((one for one in self._waiting if not one.preemptions), key=claim, default=None)
+        if last is None:
+            return None
+        lower = last.request.priority < new.request.priority
+        crowding = last.request.priority == new.request.priority and waiting[last.request.caller] > own + 1
+        return last if lower or crowding else None
+
+    def _count_in(self, caller: str) -> None:
+        """A caller who comes back has no claim to what was not used meanwhile."""
+        present = {one.request.caller for one in self.sequences()}
+        if caller in present:
+            return
+        least = min((self._served.get(one, 0.0) for one in present), default=0.0)
+        self._served[caller] = max(self._served.pop(caller, 0.0), least)
+        while len(self._served) > _REMEMBERED + len(present):
+            gone = next((one for one in self._served if one not in present and one != caller), None)
+            if gone is None:
+                return
+            del self._served[gone]
+
+    def _charge(self, sequence: Sequence, cost: float) -> None:
+        caller = sequence.request.caller
+        self._served[caller] = self._served.get(caller, 0.0) + cost

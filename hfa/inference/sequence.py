@@ -8,64 +8,93 @@ import torch
 from torch import Tensor
 
 from hfa.inference.generation import Generation
-from hfa.inference.request import FinishEvent, FinishReason, GenerationRequest, Timing, TokenEvent
-from hfa.inference.sampling import sample
+from hfa.inference.request import FinishEvent, FinishReason, GenerationRequest, Logprobs, Timing, TokenEvent
+from hfa.inference.row import Row, Stash
+from hfa.inference.sampling import log_probabilities, sample
 
 
 class Sequence:
     """What the engine knows of one request: how far it is, what it holds, when things happened.
 
-        prompt      p p p p p p p p
-        position            ^ ............ tokens the model has read, a chunk at a time
-        pending                       ^ .. the last token, sampled but not read yet
+        tokens      p p p p p p p p a a a      prompt and answer
+        position            ^ ................ tokens the model has read, a chunk at a time
 
     Args:
         request: what is asked.
-        state_bytes: what its state takes at its longest; reserved while it is active.
+        arrival: number of the request, in the order of submission.
     """
 
-    def __init__(self, request: GenerationRequest, state_bytes: int) -> None:
+    def __init__(self, request: GenerationRequest, arrival: int = 0) -> None:
         self.request = request
-        self.state_bytes = state_bytes
+        self.arrival = arrival
         self.generation = Generation()
-        self.prompt = torch.tensor(request.tokens, dtype=torch.long)  # [T]
+        self.tokens = list(request.tokens)
         self.position = 0
-        self.pending = -1
-        self.count = 0  # tokens generated
+        self.row: Row | None = None  # its state, while it is active
+        self.stash: Stash | None = None  # its state, while it is set aside
+        self.is_long = False  # whether its prompt is read in small pieces beside streams
+        self.cached = 0  # tokens of the prompt that a checkpoint had
+        self.miss = ""
+        self.preemptions = 0
         self._generator = request.sampling.generator()
         self._submitted = time.monotonic()
         self._admitted: float | None = None
         self._first: float | None = None
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.request.tokens
+
+    @property
+    def count(self) -> int:
+        """Tokens generated."""
+        return len(self.tokens) - len(self.prompt)
+
+    @property
     def unread(self) -> int:
-        """Tokens of the prompt the model has not read."""
-        return len(self.prompt) - self.position
+        """Tokens the model has not read."""
+        return len(self.tokens) - self.position
+
+    @property
+    def active(self) -> Row:
+        """The row of a sequence that has one."""
+        assert self.row is not None
+        return self.row
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Who is set aside last when room is short; the least is the most urgent."""
+        return -self.request.priority, self.arrival
+
+    @property
+    def deadline(self) -> float:
+        """When it ends as it is, on the clock of `time.monotonic`."""
+        limit = self.request.deadline_s
+        return float("inf") if limit is None else self._submitted + limit
 
     def admit(self) -> None:
         """Leave the queue."""
-        self._admitted = time.monotonic()
+        self._admitted = time.monotonic() if self._admitted is None else self._admitted
 
     def verdict(self) -> FinishReason | None:
         """Why this sequence should end now, whatever it is doing."""
         if self.generation.cancelled:
             return "cancelled"
-        limit = self.request.deadline_s
-        if limit is not None and time.monotonic() - self._submitted >= limit:
-            return "deadline"
-        return None
+        return "deadline" if time.monotonic() >= self.deadline else None
 
     def commit(self, logits: Tensor) -> FinishReason | None:
         """Take the next token from logits [V]; returns why that was the last, if it was."""
-        token = sample(logits, self.request.sampling, self._generator)
+        request = self.request
+        token = sample(logits, request.sampling, self._generator, self.prompt, self.tokens[len(self.prompt) :])
         if self._first is None:
             self._first = time.monotonic()
-        if token in self.request.stop_tokens:
+        if token in request.stop_tokens:
             return "stop"
-        self.pending = token
-        self.generation.push(TokenEvent(self.count, token))
-        self.count += 1
-        return "length" if self.count == self.request.max_tokens else None
+        told = None if request.logprobs is None else Logprobs(*log_probabilities(logits, token, request.logprobs))
+        number = self.count
+        self.tokens.append(token)
+        self.generation.push(TokenEvent(number, token, told))
+        return "length" if self.count == request.max_tokens else None
 
     def finish(self, reason: FinishReason, error: str = "") -> None:
         """End the stream."""
@@ -73,4 +102,11 @@ class Sequence:
         admitted = now if self._admitted is None else self._admitted
         first = now if self._first is None else self._first
         timing = Timing(admitted - self._submitted, first - admitted, now - first)
-        self.generation.push(FinishEvent(reason, self.position, self.count, timing, error))
+        read = min(self.position, len(self.prompt))
+        self.generation.push(
+            FinishEvent(reason, read, self.count, timing, self.cached, self.miss, self.preemptions, error)
+        )
+
+    def next_tokens(self, start: int, end: int) -> Tensor:
+        """The tokens at those positions, [1, T]."""
+        return torch.tensor([self.tokens[start:end]], dtype=torch.long)

@@ -16,13 +16,14 @@ from hfa.models.base import Mixer
 from hfa.models.flow import FlowSettings
 from hfa.models.index import CODES, GROUPS, Index, IndexState, Tries
 from hfa.models.memory import Memory
+from hfa.models.pages import PagedMemory
 from hfa.models.state import num_bytes
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
 from hfa.nn.norm import l2_norm
-from hfa.ops.anchor import AnchorWeights, Row, anchor_read, anchor_step, gathered_anchor_read
+from hfa.ops.anchor import AnchorWeights, Row, anchor_read, anchor_step, gathered_anchor_read, read_piece
 from hfa.ops.attention import causal_attention
-from hfa.ops.index import CHUNK, Search, retrieve, retrieve_exactly, room
+from hfa.ops.index import CHUNK, Search, retrieve, retrieve_exactly, retrieve_in_pages, room
 from hfa.ops.simd import WIDTH, suits, tracked
 
 # Where match-init points the short convolutions of an anchor layer: a query describes the tokens up to the present
@@ -70,7 +71,7 @@ class AnchorSettings(FlowSettings):
 class AnchorState(NamedTuple):
     """What an anchor layer carries."""
 
-    memory: Memory  # keys [.., G, K], values [.., G, V] and codes [.., GROUPS] of every token
+    memory: Memory | PagedMemory  # keys [.., G, K], values [.., G, V] and codes [.., GROUPS] of every token
     lookup: IndexState
     query_tail: Tensor  # [B, conv_width - 1, H K]
     key_tail: Tensor  # [B, conv_width - 1, G K]
@@ -138,9 +139,11 @@ class Anchor(Mixer):
         return loss
 
     def forward(self, x: Tensor, state: AnchorState) -> tuple[Tensor, AnchorState]:
-        if x.shape[1] == 1 and state.memory.capacity and not self.on_read:
-            weights = self._weights()
-            if not tracked(x, *weights, *state.memory.pages) and suits(x, *weights[:-1]) and not self.head_dim % WIDTH:
+        memory = state.memory
+        paged = isinstance(memory, PagedMemory)
+        if x.shape[1] == 1 and (paged or memory.capacity) and not self.on_read:
+            weights, held = self._weights(), memory.pools if isinstance(memory, PagedMemory) else memory.pages
+            if not tracked(x, *weights, *held) and suits(x, *weights[:-1]) and not self.head_dim % WIDTH:
                 return self._step(x, state, weights)
         query, query_tail = self.query_conv(self.query(x), state.query_tail)
         key, key_tail = self.key_conv(self.key(x), state.key_tail)
@@ -149,6 +152,11 @@ class Anchor(Mixer):
         v = self.value(x).unflatten(-1, (self.num_memory_heads, self.head_dim)).to(k.dtype)  # autocast keeps norms
         ranking = q.detach().unflatten(2, (self.num_memory_heads, -1)).sum(3).flatten(2)  # all heads choose together
         asked, described, lookup = self.index(x.detach(), ranking, k.detach().flatten(2), state.lookup)
+        if isinstance(state.memory, PagedMemory):
+            pages = state.memory.append(k, v, self.index.codes(described))
+            read, indexes = self._read_in_pages(q.transpose(1, 2), asked, ranking, pages, state.memory.length, lookup)
+            lookup = lookup._replace(tries=indexes)
+            return self.out(read.transpose(1, 2).flatten(2)), AnchorState(pages, lookup, query_tail, key_tail)
         memory = state.memory.append(k, v, self.index.codes(described))
         near_from = self._near_from(state.memory.length, x.shape[1])
         tries = self._prepared(lookup.tries, memory, state.memory, near_from)
@@ -162,11 +170,21 @@ class Anchor(Mixer):
         return self.out(read.transpose(1, 2).flatten(2)), state
 
     def _step(self, x: Tensor, state: AnchorState, weights: AnchorWeights) -> tuple[Tensor, AnchorState]:
-        memory, lookup = state.memory.extended(1), state.lookup
-        near_from = self._near_from(state.memory.length, 1)
-        tries = self._prepared(lookup.tries, memory, state.memory, near_from)
-        starts = state.memory.length.tolist()
-        rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
+        lookup, starts = state.lookup, state.memory.length.tolist()
+        memory: Memory | PagedMemory
+        if isinstance(state.memory, PagedMemory):
+            memory = state.memory._replace(length=state.memory.length + 1)
+            tries = self._roomy_for(lookup, [start + 1 for start in starts])
+            held = [pool.flatten(0, 1) for pool in memory.pools]
+            shift = memory.pools[0].shape[1].bit_length() - 1
+            rows = [
+                Row(*held, *(x[0] for x in own), start, pages, shift)
+                for own, start, pages in zip(tries, starts, memory.table, strict=True)
+            ]
+        else:
+            memory = state.memory.extended(1)
+            tries = self._prepared(lookup.tries, memory, state.memory, self._near_from(state.memory.length, 1))
+            rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
         tails = state.query_tail, state.key_tail, lookup.query_tail, lookup.key_tail
         y, after = anchor_step(x, tails, rows, weights, self.search)
         return y, AnchorState(memory, IndexState(after[2], after[3], tries), after[0], after[1])
@@ -189,6 +207,42 @@ class Anchor(Mixer):
             memory_book,
             self.log_scale,
         )
+
+    def _read_in_pages(
+        self, q: Tensor, asked: Tensor, ranking: Tensor, memory: PagedMemory, start: Tensor, lookup: IndexState
+    ) -> tuple[Tensor, tuple[Tries, ...]]:
+        """[B, H, T, K] to [B, H, T, V], of rows that each have tries of their own, which are returned with room."""
+        if q.device.type != "cpu":
+            keys, values, _ = memory.read()
+            chosen, _ = retrieve_exactly(ranking, keys.flatten(2), start, self.search)
+            window, block_size = self.search.window, self.search.block_size
+            read = gathered_anchor_read(q, keys, values, chosen, start, window=window, block_size=block_size)
+            return read, lookup.tries  # type: ignore[return-value]  # the engine's rows
+        ends = (start + q.shape[2]).tolist()
+        indexes = self._roomy_for(lookup, ends)
+        k, v, codes = memory.pools
+        chosen = start.new_full((*asked.shape[:2], self.search.num_retrieved), -1, dtype=torch.int32)
+        if max(ends) > self.search.window:
+            scores = self.index.scores(asked)
+            table = memory.table
+            chosen, _ = retrieve_in_pages(scores, ranking, k.flatten(2), codes, table, indexes, start, self.search)
+        window, block_size = self.search.window, self.search.block_size
+        pieces = [
+            read_piece(q[b : b + 1], k, v, memory.table[b], first, chosen[b : b + 1], window, block_size)
+            for b, first in enumerate(start.tolist())
+        ]
+        return torch.cat(pieces), indexes
+
+    def _roomy_for(self, lookup: IndexState, lengths: list[int]) -> tuple[Tries, ...]:
+        """The tries of the engine's rows, with room for so many tokens and, where they have to move, some more."""
+        indexes: tuple[Tries, ...] = lookup.tries  # type: ignore[assignment]
+        return tuple(self._roomy(tries, length) for tries, length in zip(indexes, lengths, strict=True))
+
+    def _roomy(self, tries: Tries, length: int) -> Tries:
+        wanted = self._room(length)
+        if all(x.shape[1] >= want for x, want in zip(tries[:2], wanted, strict=True)):
+            return tries
+        return tries.copied(self._room(length + max(length // 8, 256)), tries.counts[:, 0])
 
     def _near_from(self, start: Tensor, length: int) -> Tensor:
         """The first position of the window of each new token, [B, T]."""

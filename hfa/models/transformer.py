@@ -11,9 +11,11 @@ from hfa.config import NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.models.base import Mixer, ModelConfig
 from hfa.models.memory import Memory
+from hfa.models.pages import PagedMemory
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
 from hfa.nn.rotary import rotate
+from hfa.ops.anchor import read_pages
 from hfa.ops.attention import causal_attention
 
 
@@ -41,7 +43,7 @@ class TransformerConfig(ModelConfig):
 class AttentionState(NamedTuple):
     """What an attention layer carries."""
 
-    memory: Memory  # keys (already rotated) and values of every token
+    memory: Memory | PagedMemory  # keys (already rotated) and values of every token
     tail: Tensor  # [B, conv_width - 1, channels] of the convolution; [B, 0] without one
 
 
@@ -80,6 +82,11 @@ class Attention(Mixer):
         k = rotate(k.transpose(1, 2), positions, self.rope_base)
         fresh = memory.capacity == 0
         memory = memory.append(k.transpose(1, 2), v)
+        if isinstance(memory, PagedMemory) and x.shape[1] == 1 and memory.has_kernels:
+            scaled = q * self.head_dim**-0.5
+            keys, values = memory.pools
+            mixed = read_pages(scaled, keys, values, memory.table, start, torch.zeros_like(start), None)
+            return self.out(mixed.transpose(1, 2).flatten(2)), AttentionState(memory, tail)
         keys, values = memory.read()
         mixed = causal_attention(
             q, keys.transpose(1, 2), values.transpose(1, 2), None if fresh else start, scale=self.head_dim**-0.5

@@ -110,6 +110,8 @@ class Reply:
             raise RequestError(500, f"{self._choice.name} failed on this request; ask again or name another model.")
         if reason == "shutdown" and not self._count:
             raise RequestError(503, "The miner is shutting down.")
+        if reason == "displaced":
+            raise RequestError(503, "The queue is full, and others came first; try again later.")
         if reason == "deadline" and not self._count:
             raise RequestError(504, f"No token came within the deadline of {self._request.deadline_s:g} s.")
 

@@ -17,13 +17,17 @@ from hfa.ops.anchor.far import join_vectors
 from hfa.ops.fused.conv import convolve, shift
 from hfa.ops.fused.linear import decodes, products
 from hfa.ops.index.retrieve import Search
-from hfa.ops.index.trie import CHUNK, retrieve_row
+from hfa.ops.index.trie import CHUNK, WHOLE, place, retrieve_row
 from hfa.ops.simd import WIDTH, first, load, one, splat, store, total
 
 Array = np.ndarray[Any, Any]
 
 _NOTHING = np.float32(-1e30)  # the log-sum-exp of no token
-_KEYS, _VALUES, _CODES, _TABLES, _CHUNKS, _COUNTS, _START, _ROOM, _NUM_TABLES, _NUM_CHUNKS = range(10)
+(
+    _KEYS, _VALUES, _CODES, _TABLES, _CHUNKS, _COUNTS, _PAGES, _START, _SHIFT, _ROOM, _NUM_TABLES, _NUM_CHUNKS,
+    _NUM_PAGES,
+) = range(13)  # fmt: skip
+_WHOLE = torch.zeros(1, dtype=torch.long)
 
 
 class AnchorWeights(NamedTuple):
@@ -45,7 +49,10 @@ class AnchorWeights(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The memory and the index of one row, all contiguous, updated in place. N: tokens that there is room for."""
+    """The memory and the index of one row, all contiguous, updated in place. N: tokens that there is room for.
+
+    The memory stands in the order of positions, or in pages that other rows may have theirs among.
+    """
 
     keys: Tensor  # [N, A]
     values: Tensor  # [N, A]
@@ -54,6 +61,8 @@ class Row(NamedTuple):
     chunks: Tensor  # int32 [.., CHUNK]
     counts: Tensor  # int64 [4]
     start: int  # position of the token
+    pages: Tensor = _WHOLE  # int64 [..], numbers of the pages in their order, of that of the token at least
+    shift: int = WHOLE[1]  # a page has 2 to that many tokens
 
 
 def anchor_step(
@@ -99,8 +108,8 @@ def anchor_step(
 
 
 def _addresses(row: Row) -> tuple[int, ...]:
-    pointers = (part.data_ptr() for part in row[:-1])
-    return (*pointers, row.start, len(row.keys), len(row.tables), len(row.chunks))
+    pointers = (part.data_ptr() for part in (*row[:6], row.pages))
+    return (*pointers, row.start, row.shift, len(row.keys), len(row.tables), len(row.chunks), len(row.pages))
 
 
 @intrinsic
@@ -150,28 +159,30 @@ def _step(
     scores = ranking + 4 * memory_width
     asked = carray(_at(scores), (1, groups, codes), np.float32)
     described = carray(_at(scores + 8 * half), (groups, codes), np.float32)
-    chosen = np.empty((1, num_retrieved + window + block), np.int32)
+    chosen, places = np.empty((1, num_retrieved), np.int32), np.empty((1, num_retrieved + window + block), np.int64)
     touched, norms = np.empty(1, np.int32), np.empty((heads, 1), np.float32)
     for b in range(batch):
         start, room = rows[b, _START], rows[b, _ROOM]
         q, k, v = query + 4 * b * width, key + 4 * b * memory_width, value + 4 * b * memory_width
         keys, values = rows[b, _KEYS], rows[b, _VALUES]
         stored = carray(_at(rows[b, _CODES]), (room, groups), np.uint8)
+        pages, bits = carray(_at(rows[b, _PAGES]), (rows[b, _NUM_PAGES],), np.int64), rows[b, _SHIFT]
+        here = place(pages, bits, start)
         for c in range(0, memory_width, WIDTH):
-            store(keys, start * memory_width + c, load(k, c))
-            store(values, start * memory_width + c, load(v, c))
+            store(keys, here * memory_width + c, load(k, c))
+            store(values, here * memory_width + c, load(v, c))
             store(ranking, c, splat(0.0))
         for h in range(heads):
             scale = splat(math.exp(first(one(log_scale, h))))
-            place = h // (heads // memory_heads) * head_dim
+            group = h // (heads // memory_heads) * head_dim
             for c in range(0, head_dim, WIDTH):
                 store(q, h * head_dim + c, load(q, h * head_dim + c) * scale)
-                store(ranking, place + c, load(ranking, place + c) + load(q, h * head_dim + c))
+                store(ranking, group + c, load(ranking, group + c) + load(q, h * head_dim + c))
         last_query, last_key = index_query + 4 * b * features, index_key + 4 * b * features
         _score(last_query, last_key, token_book, scores, scores + 8 * half, features, half)
         _score(ranking, k, memory_book, scores + 4 * half, scores + 12 * half, memory_width, half)
         for group in range(groups):
-            stored[start, group] = np.argmax(described[group])
+            stored[here, group] = np.argmax(described[group])
         count, near = 0, max(0, start // block * block - window)
         if near and rows[b, _NUM_TABLES]:
             tables = carray(_at(rows[b, _TABLES]), (rows[b, _NUM_TABLES], codes), np.int32)
@@ -179,19 +190,20 @@ def _step(
             counts = carray(_at(rows[b, _COUNTS]), (4,), np.int64)
             retrieve_row(
                 asked, carray(_at(ranking), (1, memory_width), np.float32),
-                carray(_at(keys), (room, memory_width), np.float32), stored, tables, chunks, counts, start,
-                window, block, num_trees, beam, leaf_size, num_ranked, cap, chosen[:, :num_retrieved], touched,
+                carray(_at(keys), (room, memory_width), np.float32), stored, tables, chunks, counts, pages,
+                bits, start, window, block, num_trees, beam, leaf_size, num_ranked, cap, chosen, touched,
             )  # fmt: skip
             while count < num_retrieved and chosen[0, count] >= 0:
+                places[0, count] = place(pages, bits, chosen[0, count])
                 count += 1
         for position in range(near, start + 1):
-            chosen[0, count] = position
+            places[0, count] = place(pages, bits, position)
             count += 1
         row = read + 4 * b * width
         for c in range(0, width, WIDTH):
             store(row, c, splat(0.0))
         norms[:] = _NOTHING
-        join_vectors(q, keys, values, row, chosen[:, :count], norms, memory_heads, head_dim)
+        join_vectors(q, keys, values, row, places[:, :count], norms, memory_heads, head_dim)
     if project:
         products(read, out_w, y, batch, width, width)
 

@@ -6,6 +6,7 @@ query share many. A trie over the codes, in several orders of the groups, is des
 
 from hfa.ops.index.exact import retrieve_exactly
 from hfa.ops.index.naive import naive_retrieve
+from hfa.ops.index.pages import retrieve_in_pages
 from hfa.ops.index.retrieve import CHUNK, Search, retrieve, room
 
-__all__ = ["CHUNK", "Search", "naive_retrieve", "retrieve", "retrieve_exactly", "room"]
+__all__ = ["CHUNK", "Search", "naive_retrieve", "retrieve", "retrieve_exactly", "retrieve_in_pages", "room"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfa.ops.index.trie import CHUNK, SPARE_TABLES, TOKENS_PER_TABLE, retrieve_row
+from hfa.ops.index.trie import CHUNK, SPARE_TABLES, TOKENS_PER_TABLE, WHOLE, retrieve_row
 
 __all__ = ["CHUNK", "Search", "retrieve", "room"]
 
@@ -102,6 +102,7 @@ def _search(
             tables[b].numpy(),
             chunks[b].numpy(),
             counts[b].numpy(),
+            *WHOLE,
             starts[b],
             window,
             block_size,

@@ -5,6 +5,9 @@ minus the number of a *leaf*. A leaf is a chain of chunks, newest first, each ``
 up to 6 positions]``. A leaf of `leaf_size` tokens splits by the next code; one that has no code left goes on growing,
 and so does one that would take more than its share of tables, until there are more: nothing is evicted.
 
+Positions are those of the stream. Where a token's codes and keys stand is looked up in `pages`: position p is row
+``pages[p >> shift] << shift | p % (1 << shift)`` of the arrays, which `WHOLE` makes p itself.
+
 `counts` is ``[tokens inserted, tables in use, chunks in use, first free chunk]``; the first `num_trees` tables are the
 roots, and zeros everywhere are an empty index.
 """
@@ -26,23 +29,32 @@ _FAR = np.float32(1e30)
 _AHEAD = 8  # keys on their way from memory while one is looked at
 
 Array = np.ndarray[Any, Any]
+WHOLE = np.zeros(1, np.int64), 40  # pages and shift of arrays in the order of positions
+
+
+@njit(nogil=True, inline="always")
+def place(pages: Array, shift: int, position: int) -> Any:
+    """Where a token's entries stand."""
+    return (pages[position >> shift] << shift) + (position & ((1 << shift) - 1))
 
 
 @njit(nogil=True, cache=True)
 def insert(
-    codes: Array, tables: Array, chunks: Array, counts: Array, stop: int, num_trees: int, leaf_size: int
-) -> None:
+    codes: Array, tables: Array, chunks: Array, counts: Array,
+    pages: Array, shift: int, stop: int, num_trees: int, leaf_size: int,
+) -> None:  # fmt: skip
     """Insert the tokens up to position `stop`: codes uint8 [N, groups].
 
     What comes of it depends on the tokens alone, not on the steps in which they come.
     """
     groups = codes.shape[1]
     for token in range(counts[_INSERTED], stop):
+        here = place(pages, shift, token)
         for tree in range(num_trees):
             turn = tree * groups // num_trees  # every trie takes the groups in an order of its own
             table, depth = tree, 0
             while True:
-                code = codes[token, (depth + turn) % groups]
+                code = codes[here, (depth + turn) % groups]
                 entry = tables[table, code]
                 if entry > 0:
                     table, depth = entry, depth + 1
@@ -57,7 +69,7 @@ def insert(
                 tables[lower] = 0
                 tables[table, code] = lower
                 for held in moved[::-1]:  # oldest first, as they came
-                    below = codes[held, (depth + 1 + turn) % groups]
+                    below = codes[place(pages, shift, held), (depth + 1 + turn) % groups]
                     tables[lower, below] = -_append(chunks, counts, -tables[lower, below], held)
                 table, depth = lower, depth + 1
     counts[_INSERTED] = max(counts[_INSERTED], stop)
@@ -169,6 +181,8 @@ def retrieve_row(
     tables: Array,
     chunks: Array,
     counts: Array,
+    pages: Array,
+    shift: int,
     start: int,
     window: int,
     block: int,
@@ -185,7 +199,8 @@ def retrieve_row(
     Args:
         scores: float32 [T, groups, codes], of the queries at ``start .. start + T - 1``.
         query: [T, W], what the keys [N, W] of those nearest by code are ranked by, largest product first.
-        codes: uint8 [N, groups]; tables, chunks and counts: the index, updated in place.
+        codes: uint8 [N, groups]; pages and shift: where the tokens stand in keys and codes.
+        tables, chunks and counts: the index, updated in place.
         chosen: int32 [T, R], gets positions, -1 where there are fewer.
         touched: int32 [T], gets the number of candidates looked at.
     """
@@ -206,7 +221,7 @@ def retrieve_row(
         touched[t] = 0
         if limit <= 0:
             continue
-        insert(codes, tables, chunks, counts, limit, num_trees, leaf_size)
+        insert(codes, tables, chunks, counts, pages, shift, limit, num_trees, leaf_size)
         measure_regret(scores[t], regret, regret_cap)
         seen[:] = -1
         looked = 0
@@ -227,20 +242,21 @@ def retrieve_row(
                             continue
                         seen[slot] = position
                         candidates[looked] = position
-                        prefetch(codes.ctypes.data + np.intp(position) * groups, 0)
+                        prefetch(codes.ctypes.data + np.intp(place(pages, shift, position)) * groups, 0)
                         looked += 1
                     chunk = chunks[chunk, 0]
         listed, held = 0, 0
         for i in range(looked):
-            distance = _distance(regret, codes[candidates[i]])
+            distance = _distance(regret, codes[place(pages, shift, candidates[i])])
             listed = _keep_least(distances, nearest, listed, distance, candidates[i])
         for i in range(listed + _AHEAD):
             if i < listed:
+                row = np.intp(place(pages, shift, nearest[i])) * key_bytes
                 for x in range(0, key_bytes, 64):
-                    prefetch(keys.ctypes.data + np.intp(nearest[i]) * key_bytes + x, 0)
+                    prefetch(keys.ctypes.data + row + x, 0)
             if i < _AHEAD:
                 continue
-            product = _product(query[t], keys[nearest[i - _AHEAD]])
+            product = _product(query[t], keys[place(pages, shift, nearest[i - _AHEAD])])
             held = _keep_least(opposed, best, held, -product, nearest[i - _AHEAD])
         chosen[t, :held] = best[:held]
         touched[t] = looked

@@ -19,7 +19,15 @@ from hfa.models import LanguageModel, ModelConfig
 CONF = Path(__file__).parents[3] / "conf"
 VOCAB_SIZE = 23
 BROKEN, POISON = 21, 22  # reading BROKEN raises, reading POISON makes NaN
-LIMITS = {"device": "cpu", "threads": 1, "prefill_chunk": 4, "max_concurrent": 3, "max_queue": 8, "state_budget_mib": 1}
+LIMITS = {
+    "device": "cpu",
+    "threads": 1,
+    "prefill_chunk": 4,
+    "long_prompt_chunk": 1,
+    "max_concurrent": 3,
+    "max_queue": 8,
+    "state_budget_mib": 1,
+}
 
 TINY = {
     "vocab_size": 257,

@@ -17,6 +17,7 @@ from hfa.config import from_mapping
 from hfa.errors import ConfigError, RequestError
 from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling, TokenEvent
 from hfa.inference.device import place
+from hfa.inference.pool import StatePool
 from hfa.inference.runner import Runner
 from hfa.models import architectures
 
@@ -86,7 +87,9 @@ requests = st.builds(
 @given(st.lists(st.tuples(requests, st.booleans()), min_size=1, max_size=9), st.integers(1, 6), st.integers(1, 4))
 def test_ragged_admission_equals_lone_runs(hash_model, limits, asked, chunk, concurrent):
     """Whoever runs beside a request, joins, leaves early or waits, its tokens are those of the model alone."""
-    settings = EngineConfig(**limits | {"prefill_chunk": chunk, "max_concurrent": concurrent, "max_queue": 9})
+    settings = EngineConfig(
+        **limits | {"prefill_chunk": chunk, "long_prompt_chunk": 1, "max_concurrent": concurrent, "max_queue": 9}
+    )
     engine = settings.build(hash_model(), "hash")
 
     async def one(request, leaves):
@@ -103,7 +106,8 @@ def test_ragged_admission_equals_lone_runs(hash_model, limits, asked, chunk, con
         answers = asyncio.run(main())
         until(lambda: engine.load().running + engine.load().waiting == 0)
         assert engine.load().state_bytes == 0
-        assert not engine._runner._states
+        assert not engine._runner._rows
+        assert engine._pool.pages.num_free == engine._pool.pages.num_pages
     finally:
         engine.close()
     for (request, leaves), tokens in zip(asked, answers, strict=True):
@@ -114,7 +118,7 @@ def test_ragged_admission_equals_lone_runs(hash_model, limits, asked, chunk, con
 def test_real_models_answer_the_same_alone_and_among_others(start, tiny, name):
     model = tiny(name)
     asked = [ask(range(1, 2 + 7 * i), 6, seed=i, temperature=float(i % 2)) for i in range(5)]
-    engine = start(model, prefill_chunk=8, max_concurrent=3)
+    engine = start(model, prefill_chunk=8, long_prompt_chunk=8, max_concurrent=3)
 
     async def main():
         return await asyncio.gather(*(collect(engine.submit(request)) for request in asked))
@@ -152,8 +156,8 @@ def test_same_seed_same_tokens_other_seed_others(start, model):
 
 
 def test_a_long_prompt_does_not_stop_a_running_stream(start, model):
-    """Between two tokens of the short request the engine reads one chunk of the long one, never more."""
-    engine = start(model, prefill_chunk=4)
+    """Between two tokens of the short request the engine reads one small piece of the long one, never more."""
+    engine = start(model, prefill_chunk=8, long_prompt_chunk=4)
 
     async def main():
         short = engine.submit(ask([1], max_tokens=30)).__aiter__()
@@ -164,10 +168,11 @@ def test_a_long_prompt_does_not_stop_a_running_stream(start, model):
         await asyncio.wait_for(long, 30)
 
     asyncio.run(main())
-    steps = model.calls[1:]  # 4 is a chunk of the long prompt, 1 a token of the short request
-    runs = "".join("c" if size == 4 else "d" for size in steps).split("d")
-    assert max(len(run) for run in runs[:-1]) <= 1
-    assert steps.count(4) == 100
+    steps = "".join({1: "d", 4: "c", 8: "C"}[size] for size in model.calls[1:])
+    assert "cc" not in steps.rstrip("cC"), "pieces between two tokens"
+    assert "C" not in steps[: steps.rindex("d")], "large pieces beside a stream"
+    assert steps.count("C") > 25, "large pieces once nobody streams"
+    assert steps.count("c") * 4 + steps.count("C") * 8 == 400
 
 
 def test_a_short_prompt_overtakes_a_long_one(start, model):
@@ -235,7 +240,7 @@ def test_a_deadline_ends_running_and_waiting_requests(start, model, monkeypatch)
 
     async def main():
         running = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=3.0))))
-        waiting = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=2.0))))
+        waiting = asyncio.create_task(collect(engine.submit(ask(max_tokens=900, deadline_s=3.0))))
         assert await asyncio.to_thread(model.entered.acquire, timeout=30)
         now[0] = 3.0
         model.gate.set()
@@ -284,18 +289,19 @@ def test_a_full_queue_refuses_with_the_numbers(start, model):
 
 
 def test_states_stay_within_their_budget(start, hash_model):
-    """Each request takes 600 KiB of a budget of 1 MiB: they run one after the other."""
-    model = hash_model(bytes_per_token=60 * 1024)
+    """Pages of 64 tokens are 384 KiB each of a budget of 1 MiB: two of them, so one request at a time has both."""
+    model = hash_model(bytes_per_token=6 * 1024)
     engine = start(model, max_concurrent=3)
     model.gate.clear()
     for _ in range(3):
-        engine.submit(ask(range(5), max_tokens=5))
+        engine.submit(ask([1] * 64, max_tokens=5))
     assert model.entered.acquire(timeout=30)
     assert (engine.load().running, engine.load().waiting) == (1, 2)
+    assert engine.load().state_bytes <= 2**20
     model.gate.set()
     until(lambda: engine.load().running + engine.load().waiting == 0)
-    with pytest.raises(RequestError, match="20 tokens need 1228800 bytes of state, and the engine has 1048576") as no:
-        engine.submit(ask(range(15), max_tokens=5))
+    with pytest.raises(RequestError, match="130 tokens are more than the engine has memory for, which is 128") as no:
+        engine.submit(ask([1] * 125, max_tokens=5))
     assert no.value.status == 413
 
 
@@ -382,8 +388,8 @@ def test_a_listener_whose_loop_is_gone_does_not_hurt_the_engine(start, model):
 def test_out_of_memory_moves_the_model_to_the_cpu_and_loses_nothing(model, limits):
     """``cpu:0`` stands for the GPU: the same hardware, but to the engine another device."""
     model.full = True
-    runner = Runner(model, torch.device("cpu:0"), torch.float32)
-    engine = Engine(runner, EngineConfig(**limits), "hash")
+    pool = StatePool(model, torch.device("cpu:0"), 2**20, 3)
+    engine = Engine(Runner(model, pool, torch.float32), EngineConfig(**limits), "hash")
     try:
         tokens, end = answer(engine, ask())
         assert end.reason == "length"

@@ -8,83 +8,202 @@ from hypothesis import strategies as st
 
 from hfa.errors import RequestError
 from hfa.inference import GenerationRequest, Sampling
-from hfa.inference.scheduler import Scheduler
+from hfa.inference.pages import PagePool
+from hfa.inference.row import Row
+from hfa.inference.scheduler import Limits, Plan, Scheduler
 from hfa.inference.sequence import Sequence
 
-
-def sequence(length: int, state_bytes: int = 1) -> Sequence:
-    return Sequence(GenerationRequest(tokens=(1,) * length, max_tokens=9, sampling=Sampling()), state_bytes)
+PAGE = 4
 
 
-arrival = st.tuples(st.just("add"), st.integers(1, 30), st.integers(1, 12))
-departure = st.tuples(st.sampled_from(["cancel", "end"]), st.integers(0, 99), st.just(0))
-step = st.tuples(st.just("step"), st.just(0), st.just(0))
+def sequence(length: int, number: int = 0, *, max_tokens: int = 9, **rest) -> Sequence:
+    return Sequence(GenerationRequest(tokens=(1,) * length, max_tokens=max_tokens, sampling=Sampling(), **rest), number)
+
+
+def scheduler(*, max_concurrent=4, max_queue=8, num_pages=20, prefill_chunk=8, long_prompt_chunk=4) -> Scheduler:
+    def begin(one: Sequence) -> Row:
+        one.position = 0
+        return Row()
+
+    limits = Limits(max_concurrent, max_queue, PAGE, prefill_chunk, long_prompt_chunk)
+    return Scheduler(limits, PagePool(num_pages), begin=begin)
+
+
+def run(plan: Plan) -> None:
+    """What the engine does with a plan: everybody whose tokens are all read gets one more."""
+    for one in [chunk.sequence for chunk in plan.prefill] + plan.decode:
+        if not one.unread:
+            one.tokens.append(1)
+
+
+arrival = st.tuples(st.just("add"), st.integers(1, 30), st.integers(0, 2), st.sampled_from("abc"))
+departure = st.tuples(st.sampled_from(["cancel", "end"]), st.integers(0, 99), st.just(0), st.just(""))
+step = st.tuples(st.just("step"), st.just(0), st.just(0), st.just(""))
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.one_of(arrival, departure, step, step), max_size=60),
+    st.lists(st.one_of(arrival, departure, step, step, step), max_size=80),
     st.integers(1, 4),
     st.integers(0, 4),
-    st.integers(1, 9),
+    st.integers(10, 24),  # 39 tokens are the most that is asked
+    st.sampled_from([(1, 1), (4, 2), (8, 4), (9, 3)]),
 )
-def test_nothing_is_lost_and_no_limit_is_passed(actions, max_concurrent, max_queue, chunk):
-    budget = 20
-    scheduler = Scheduler(max_concurrent=max_concurrent, max_queue=max_queue, budget_bytes=budget, prefill_chunk=chunk)
+def test_nothing_is_lost_and_no_limit_is_passed(actions, max_concurrent, max_queue, num_pages, chunks):
+    chunk, small = chunks
+    one = scheduler(
+        max_concurrent=max_concurrent,
+        max_queue=max_queue,
+        num_pages=num_pages,
+        prefill_chunk=chunk,
+        long_prompt_chunk=small,
+    )
     held: list[Sequence] = []
-    read: dict[Sequence, int] = {}
-    for action, number, state_bytes in actions:
+    for number, (action, size, priority, caller) in enumerate(actions):
         if action == "add":
-            new = sequence(number, state_bytes)
-            if scheduler.num_waiting >= max_queue + max_concurrent - scheduler.num_active:
-                with pytest.raises(RequestError, match="are waiting; try again later"):
-                    scheduler.add(new)
+            new = sequence(size, number, priority=priority, caller=caller)
+            full = one.num_waiting >= max_queue + max_concurrent - one.num_active
+            try:
+                gone = one.add(new)
+            except RequestError:
+                assert full
                 continue
-            scheduler.add(new)
+            assert (gone is not None) == full
+            if gone is not None:
+                assert gone.row is None
+                held.remove(gone)
             held.append(new)
-            read[new] = 0
         elif action == "cancel" and held:
-            held[number % len(held)].generation.cancel()
+            held[size % len(held)].generation.cancel()
         elif action == "end" and held:
-            gone = held.pop(number % len(held))
-            scheduler.remove(gone)
+            one.remove(held.pop(size % len(held)))
         elif action == "step":
-            plan = scheduler.schedule()
-            ended = {gone for gone, reason in plan.ended if reason == "cancelled"}
-            assert all(gone.generation.cancelled for gone in ended)
-            assert len(ended) == len(plan.ended)
-            held = [one for one in held if one not in ended]
+            before = {item: item.position for item in held}
+            plan = one.schedule()
+            ended = [item for item, _ in plan.ended]
+            assert all(item.generation.cancelled for item in ended)
+            held = [item for item in held if item not in ended]
+            running = [chunk.sequence for chunk in plan.prefill] + plan.decode
+            assert len(set(running)) == len(running), "nobody runs twice"
+            assert bool(running) == bool(held), "somebody always advances"
             for piece in plan.prefill:
-                assert piece.start == read[piece.sequence]
-                assert piece.start % chunk == 0
-                assert piece.end == min(piece.start + chunk, len(piece.sequence.prompt))
-                read[piece.sequence] = piece.end
+                assert piece.start == (before[piece.sequence] if piece.sequence not in plan.admitted else 0)
+                assert piece.end == piece.sequence.position
+                assert piece.end - piece.start <= chunk
+                assert piece.end == len(piece.sequence.tokens) or piece.end % small == 0
             assert sum(piece.end - piece.start for piece in plan.prefill) <= chunk
-            assert len(set(plan.decode)) == len(plan.decode)
-            assert all(one.unread == 0 for one in plan.decode)
-            assert bool(plan.prefill or plan.decode) == bool(held), "somebody always advances"
-            assert not {piece.sequence for piece in plan.prefill} & set(plan.decode)
-        assert set(scheduler.sequences()) == set(held)
-        assert len(scheduler.sequences()) == len(held)
-        assert scheduler.num_active <= max_concurrent
-        waiting = scheduler.sequences()[scheduler.num_active :]
-        assert scheduler.reserved_bytes == sum(one.state_bytes for one in held if one not in waiting) <= budget
+            beside = [p.end - p.start for p in plan.prefill if p.sequence.is_long]
+            assert not plan.decode or sum(beside) <= small
+            for item in running:
+                assert len(item.active.pages) * PAGE >= item.position
+            run(plan)
+            for item in [item for item in held if item.count == item.request.max_tokens]:
+                one.remove(item)
+                held.remove(item)
+        assert sorted(map(id, one.sequences())) == sorted(map(id, held)), "nobody lost, nobody twice"
+        active = one.sequences()[: one.num_active]
+        assert len(active) <= max_concurrent
+        taken = [page for item in active for page in item.active.pages]
+        assert len(taken) == len(set(taken)) == one.pages.num_held, "no page lost, none shared"
+        assert one.pages.num_free + len(taken) == num_pages
+        assert all(item.row is None for item in held if item not in active)
 
 
 def test_everybody_admitted_advances_in_turn():
     """Two long prompts share the steps; neither waits for the other to end."""
-    scheduler = Scheduler(max_concurrent=2, max_queue=2, budget_bytes=9, prefill_chunk=4)
-    first, second = sequence(12), sequence(12)
-    scheduler.add(first)
-    scheduler.add(second)
-    order = [piece.sequence for _ in range(6) for piece in scheduler.schedule().prefill]
+    one = scheduler(prefill_chunk=4)
+    first, second = sequence(12), sequence(12, 1)
+    one.add(first)
+    one.add(second)
+    order = [piece.sequence for _ in range(6) for piece in one.schedule().prefill]
     assert order == [first, second] * 3
 
 
 def test_short_prompts_share_one_step():
-    scheduler = Scheduler(max_concurrent=4, max_queue=4, budget_bytes=9, prefill_chunk=8)
-    asked = [sequence(2) for _ in range(4)]
-    for one in asked:
-        scheduler.add(one)
-    assert [piece.sequence for piece in scheduler.schedule().prefill] == asked
-    assert scheduler.schedule().decode == asked
+    one = scheduler()
+    asked = [sequence(2, number) for number in range(4)]
+    for item in asked:
+        one.add(item)
+    plan = one.schedule()
+    assert [piece.sequence for piece in plan.prefill] == asked
+    run(plan)
+    assert one.schedule().decode == asked
+
+
+def test_callers_get_equal_shares_however_many_they_ask():
+    """One caller has asked ten times before the other asks once: the other is next but one."""
+    one = scheduler(max_concurrent=1, max_queue=20)
+    for number in range(10):
+        one.add(sequence(4, number, max_tokens=1, caller="greedy"))
+    order = []
+    for number in range(10, 13):
+        one.add(sequence(4, number, max_tokens=1, caller="modest"))
+    while held := one.sequences():
+        plan = one.schedule()
+        for piece in plan.prefill:
+            order.append(piece.sequence.request.caller)
+            one.remove(piece.sequence)
+        assert plan.prefill or not held
+    assert order[:6] == ["greedy", "modest"] * 3
+    assert order[6:] == ["greedy"] * 7
+
+
+def test_who_comes_back_has_saved_nothing_up():
+    one = scheduler(max_concurrent=1, max_queue=20)
+    one._served["idle"] = 0.0
+    one._served["busy"] = 1000.0
+    one.add(sequence(4, 0, caller="busy"))
+    one.add(sequence(4, 1, caller="idle"))
+    assert one._served["idle"] == 1000.0
+
+
+def test_a_higher_priority_takes_the_place_of_a_lower():
+    one = scheduler(max_concurrent=2)
+    low = [sequence(4, number, priority=0) for number in range(2)]
+    for item in low:
+        one.add(item)
+    run(one.schedule())
+    high = sequence(4, 2, priority=1)
+    one.add(high)
+    plan = one.schedule()
+    assert [item for item, _ in plan.preempted] == [low[1]], "the latest of the lowest"
+    assert plan.decode == [low[0]]
+    assert [piece.sequence for piece in plan.prefill] == [high]
+    assert low[1].row is None
+    assert low[1].position == 4
+    one.add(sequence(4, 3, priority=0))
+    assert not one.schedule().preempted, "equal priority waits"
+
+
+def test_without_pages_the_least_urgent_is_set_aside_and_comes_back():
+    one = scheduler(num_pages=4, max_concurrent=2)
+    first, second = sequence(7, 0, max_tokens=9), sequence(7, 1, max_tokens=9)
+    one.add(first)
+    one.add(second)
+    preempted, finished = [], []
+    for _ in range(60):
+        plan = one.schedule()
+        preempted += [item for item, _ in plan.preempted]
+        run(plan)
+        for item in one.sequences():
+            if item.count == 9:
+                finished.append(item)
+                one.remove(item)
+    assert set(preempted) == {second}
+    assert finished == [first, second]
+    assert one.pages.num_free == 4
+
+
+def test_a_full_queue_gives_way_to_priority_and_to_those_who_wait_less():
+    one = scheduler(max_concurrent=1, max_queue=2)
+    run(one.schedule())
+    asked = [sequence(4, number, caller="many") for number in range(3)]
+    for item in asked:
+        one.add(item)
+    one.schedule()
+    with pytest.raises(RequestError, match="1 requests are running and 2 are waiting"):
+        one.add(sequence(4, 3, caller="many"))
+    assert one.add(sequence(4, 4, caller="few")) is asked[2]
+    with pytest.raises(RequestError):
+        one.add(sequence(4, 5, caller="few"))
+    assert one.add(sequence(4, 6, caller="few", priority=1)) is not None

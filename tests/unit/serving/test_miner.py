@@ -104,7 +104,7 @@ def test_a_long_request_goes_to_the_model_that_takes_it_and_a_longer_one_is_413(
 def test_all_of_a_long_context_reaches_the_model(start, runs):
     """30,000 bytes, one of which differs, through HTTP and in pieces: the model alone says the same about each."""
     model = checkpoint.load(runs / "simplemind" / "checkpoints" / "last").model
-    running = start("engine.prefill_chunk=700")
+    running = start("engine.prefill_chunk=704")
     with running.client() as client:
         for needle in "é7":
             prompt = f"{'hay ' * 2500}{needle}{'stack ' * 3333}?"

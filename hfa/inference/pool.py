@@ -1,0 +1,194 @@
+"""Where the engine keeps states: the exact memory in pages that streams share, the rest row by row."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfa.errors import ConfigError
+from hfa.inference.pages import PagePool
+from hfa.inference.row import Row, Stash
+from hfa.models import LanguageModel
+from hfa.models.index import Tries
+from hfa.models.memory import Memory
+from hfa.models.pages import PagedMemory
+from hfa.models.state import State, num_bytes, state_to
+
+_PAGE_SIZE = 64  # tokens of a page, for a model without anchor blocks of a power of two
+_LONG = 1 << 16  # tokens over which the growth of a state is measured
+
+
+class StatePool:
+    """The states of all rows of one model, within a budget.
+
+    A state has three kinds of parts: tensors of constant size, exact memories, which stand in pages here, and tries,
+    which each row has for itself. One page holds the same tokens of all layers, so that a row has one list of pages.
+
+    Args:
+        model: whose states they are.
+        device: where they are.
+        budget_bytes: for all of it; pages take what rows leave.
+        max_rows: rows at once.
+    """
+
+    def __init__(self, model: LanguageModel, device: torch.device, budget_bytes: int, max_rows: int) -> None:
+        self._model, self.device = model, device
+        self.like = model.init_state(1)
+        self.row_bytes = model.state_bytes(0)
+        token_bytes = (model.state_bytes(2 * _LONG) - model.state_bytes(_LONG)) / _LONG
+        block_size = getattr(model.config, "block_size", _PAGE_SIZE)
+        self.page_size = (block_size if block_size & (block_size - 1) == 0 else _PAGE_SIZE) if token_bytes else 0
+        self.page_bytes = int(token_bytes * self.page_size)
+        left = budget_bytes - max_rows * self.row_bytes
+        if left < self.page_bytes:
+            least = max_rows * self.row_bytes + self.page_bytes
+            raise ConfigError(
+                "state_budget_mib",
+                budget_bytes >> 20,
+                f"at least {-(-least >> 20)} for {max_rows} concurrent requests to this model",
+                "or fewer of them with max_concurrent",
+            )
+        self.pages = PagePool(left // self.page_bytes if self.page_bytes else 0)
+        self._stores = [self._store(memory) for memory in _find(self.like, Memory)]
+        self._rows: weakref.WeakSet[Row] = weakref.WeakSet()
+
+    def rows(self, rows: Sequence[Row], recurrent: Sequence[Tensor]) -> State:
+        """The state of some rows, as the model takes it.
+
+        Args:
+            rows: in the order of the batch.
+            recurrent: their tensors of constant size, each [B, ...].
+        """
+        length = torch.tensor([row.length for row in rows], device=self.device)
+        widest = max(1, *(len(row.pages) for row in rows))
+        table = torch.tensor([row.pages + [0] * (widest - len(row.pages)) for row in rows], device=self.device)
+        constants, stores, numbers = iter(recurrent), iter(self._stores), iter(range(len(self._stores)))
+
+        def part(kind: type, _: Any) -> Any:
+            if kind is Tensor:
+                return next(constants)
+            if kind is Memory:
+                return PagedMemory(next(stores), table, length)
+            number = next(numbers)
+            return tuple(row.tries[number] for row in rows)
+
+        return _rebuild(self.like, part)
+
+    def recurrent(self, state: State) -> list[Tensor]:
+        """The tensors of constant size in a state that the model handed back."""
+        found: list[Tensor] = []
+        _visit(self.like, state, lambda kind, inner: found.append(inner) if kind is Tensor else None)
+        return found
+
+    def take_tries(self, state: State, rows: Sequence[Row]) -> None:
+        """Keep the tries of a state that the model handed back."""
+        found: list[tuple[Tries, ...]] = []
+        _visit(self.like, state, lambda kind, inner: found.append(inner) if kind is Tries else None)
+        for number, row in enumerate(rows):
+            row.tries = [layer[number] for layer in found]
+
+    def begin(self, row: Row) -> None:
+        """Give a row the state before the first token."""
+        self._rows.add(row)
+        row.length = 0
+        row.recurrent = [x.clone() for x in _find(self.like, Tensor)]
+        row.tries = [Tries(*(x.clone() for x in tries)) for tries in _find(self.like, Tries)]
+
+    def tries_at(self, row: Row, length: int) -> list[Tries]:
+        """The tries of a row for another one that goes on from its first `length` tokens.
+
+        Those of an earlier moment are built anew from the codes, by the first query.
+        """
+        if length == row.length:
+            return [Tries(*(x.clone() for x in tries)) for tries in row.tries]
+        return [Tries(*(x.clone() for x in tries)) for tries in _find(self.like, Tries)]
+
+    def stash(self, row: Row) -> Stash:
+        """A copy of a row's state outside the pages, on the CPU: what the model itself would carry."""
+        constants, stores = iter(row.recurrent or ()), iter(self._stores)
+        tries = iter(row.tries)
+
+        def part(kind: type, _: Any) -> Any:
+            if kind is Tensor:
+                return next(constants).clone()
+            return self._gather(next(stores), row) if kind is Memory else next(tries)
+
+        state = state_to(_rebuild(self.like, part), "cpu")
+        return Stash(state, row.length, num_bytes(state))
+
+    def restore(self, row: Row, stash: Stash) -> None:
+        """Write a stashed state into a row, which has the pages for it."""
+        self._rows.add(row)
+        row.length, row.recurrent, row.tries = stash.length, [], []
+        stores = iter(self._stores)
+        constants, tries = row.recurrent, row.tries
+
+        def part(kind: type, inner: Any) -> None:
+            if kind is Tensor:
+                constants.append(inner.to(self.device))
+            elif kind is Tries:
+                tries.append(Tries(*(x.to(self.device) for x in inner)))
+            else:
+                table = torch.tensor([row.pages], dtype=torch.long, device=self.device)
+                empty = PagedMemory(next(stores), table, torch.zeros(1, dtype=torch.long, device=self.device))
+                if stash.length:
+                    empty.append(*(page[:, : stash.length].to(self.device) for page in inner.pages))
+
+        _visit(self.like, stash.state, part)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy one page to another, in all layers."""
+        for store in self._stores:
+            for pool in store:
+                pool[target] = pool[source]
+
+    def move_to_cpu(self) -> None:
+        """Everything, from a device that has run out of memory."""
+        self._stores = [tuple(pool.to("cpu") for pool in store) for store in self._stores]
+        self.like = state_to(self.like, "cpu")
+        self.device = torch.device("cpu")
+        for row in self._rows:
+            row.recurrent = row.recurrent and [x.to("cpu") for x in row.recurrent]
+            row.tries = [Tries(*(x.to("cpu") for x in tries)) for tries in row.tries]
+
+    def _store(self, memory: Memory) -> tuple[Tensor, ...]:
+        number, size = self.pages.num_pages, self.page_size
+        return tuple(
+            torch.empty(number, size, *page.shape[2:], dtype=page.dtype, device=self.device) for page in memory.pages
+        )
+
+    def _gather(self, store: tuple[Tensor, ...], row: Row) -> Memory:
+        length = torch.tensor([row.length], device=self.device)
+        if not row.length:
+            return Memory.empty(1, *(pool[0, 0] for pool in store))
+        pages = PagedMemory(store, torch.tensor([row.pages], device=self.device), length).read()
+        return Memory(pages, length, length.clone())
+
+
+def _visit(like: State, state: State, part: Callable[[type, Any], Any]) -> None:
+    """Call `part` with the kind and the value of every part of `state`, which is built like `like`."""
+    for kind in (Memory, Tries, Tensor):
+        if isinstance(like, kind):
+            part(kind, state)
+            return
+    for inner, value in zip(like, state, strict=True):
+        _visit(inner, value, part)
+
+
+def _rebuild(like: State, part: Callable[[type, Any], Any]) -> State:
+    """A state built like `like` of what `part` returns for each of its parts."""
+    for kind in (Memory, Tries, Tensor):
+        if isinstance(like, kind):
+            return part(kind, like)
+    parts = [_rebuild(inner, part) for inner in like]
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def _find(like: State, wanted: type) -> list[Any]:
+    found: list[Any] = []
+    _visit(like, like, lambda kind, inner: found.append(inner) if kind is wanted else None)
+    return found
