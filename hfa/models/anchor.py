@@ -159,6 +159,7 @@ class Anchor(Mixer):
             return self.out(read.transpose(1, 2).flatten(2)), AnchorState(pages, lookup, query_tail, key_tail)
         memory = state.memory.append(k, v, self.index.codes(described))
         near_from = self._near_from(state.memory.length, x.shape[1])
+        assert isinstance(lookup.tries, Tries)
         tries = self._prepared(lookup.tries, memory, state.memory, near_from)
         chosen, touched = self._retrieve(asked, ranking, memory, state.memory.length, tries)
         learns = self.training and torch.is_grad_enabled()
@@ -172,17 +173,19 @@ class Anchor(Mixer):
     def _step(self, x: Tensor, state: AnchorState, weights: AnchorWeights) -> tuple[Tensor, AnchorState]:
         lookup, starts = state.lookup, state.memory.length.tolist()
         memory: Memory | PagedMemory
+        tries: Tries | tuple[Tries, ...]
         if isinstance(state.memory, PagedMemory):
             memory = state.memory._replace(length=state.memory.length + 1)
             tries = self._roomy_for(lookup, [start + 1 for start in starts])
-            held = [pool.flatten(0, 1) for pool in memory.pools]
+            k, v, codes = (pool.flatten(0, 1) for pool in memory.pools)
             shift = memory.pools[0].shape[1].bit_length() - 1
             rows = [
-                Row(*held, *(x[0] for x in own), start, pages, shift)
+                Row(k, v, codes, own.tables[0], own.chunks[0], own.counts[0], start, pages, shift)
                 for own, start, pages in zip(tries, starts, memory.table, strict=True)
             ]
         else:
             memory = state.memory.extended(1)
+            assert isinstance(lookup.tries, Tries)
             tries = self._prepared(lookup.tries, memory, state.memory, self._near_from(state.memory.length, 1))
             rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
         tails = state.query_tail, state.key_tail, lookup.query_tail, lookup.key_tail
@@ -217,7 +220,8 @@ class Anchor(Mixer):
             chosen, _ = retrieve_exactly(ranking, keys.flatten(2), start, self.search)
             window, block_size = self.search.window, self.search.block_size
             read = gathered_anchor_read(q, keys, values, chosen, start, window=window, block_size=block_size)
-            return read, lookup.tries  # type: ignore[return-value]  # the engine's rows
+            assert not isinstance(lookup.tries, Tries)
+            return read, lookup.tries
         ends = (start + q.shape[2]).tolist()
         indexes = self._roomy_for(lookup, ends)
         k, v, codes = memory.pools
@@ -235,7 +239,8 @@ class Anchor(Mixer):
 
     def _roomy_for(self, lookup: IndexState, lengths: list[int]) -> tuple[Tries, ...]:
         """The tries of the engine's rows, with room for so many tokens and, where they have to move, some more."""
-        indexes: tuple[Tries, ...] = lookup.tries  # type: ignore[assignment]
+        indexes = lookup.tries
+        assert not isinstance(indexes, Tries)
         return tuple(self._roomy(tries, length) for tries, length in zip(indexes, lengths, strict=True))
 
     def _roomy(self, tries: Tries, length: int) -> Tries:

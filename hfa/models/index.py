@@ -57,7 +57,7 @@ class IndexState(NamedTuple):
 
     query_tail: Tensor  # [B, conv_width - 1, _WIDTH]
     key_tail: Tensor  # like it
-    tries: Tries
+    tries: Tries | tuple[Tries, ...]  # in the engine those of each row, of different sizes
 
 
 class Index(nn.Module):
