@@ -39,6 +39,8 @@ class Flow(Mixer):
     Source: Gated Delta Networks, arXiv 2412.06464, section 3.
     """
 
+    erase = True  # whether a write first removes what its key retrieves: the delta rule
+
     def __init__(self, settings: FlowSettings) -> None:
         super().__init__()
         width, heads = settings.d_model, settings.num_heads
@@ -61,7 +63,7 @@ class Flow(Mixer):
         return FlowState(memory, self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
-        if x.shape[1] == 1:
+        if x.shape[1] == 1 and self.erase:
             weights = self._weights()
             if not tracked(x, *state, *weights) and decodes(x, *state, *weights[:-1]):
                 y, memory, tail = flow_step(x, *state, weights)
@@ -78,7 +80,7 @@ class Flow(Mixer):
             F.logsigmoid(decay),
             torch.sigmoid(write),
             state.memory,
-            erase=True,
+            erase=self.erase,
             chunk_size=self.chunk_size,
         )
         read = self.out_norm(read.to(x.dtype).transpose(1, 2), self.out_gate(x))  # [B, T, H, V]

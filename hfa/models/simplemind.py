@@ -14,7 +14,9 @@ from hfa.models.base import Mixer, ModelConfig
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
 from hfa.nn.norm import RMSNorm
-from hfa.ops.routing import FASTEST_DECAY, Routing, routed_scan, routes
+from hfa.ops.fused import decodes
+from hfa.ops.routing import FASTEST_DECAY, RoutedWeights, Routing, routed_layer_step, routed_scan, routes
+from hfa.ops.simd import WIDTH, tracked
 
 
 @config
@@ -71,7 +73,7 @@ class RoutedChannels(Mixer):
     def __init__(self, settings: RoutedSettings, *, match: bool) -> None:
         super().__init__()
         width, heads = settings.d_model, settings.num_heads
-        self.num_heads, self.head_dim = heads, settings.head_dim
+        self.num_heads, self.head_dim, self.num_channels = heads, settings.head_dim, settings.num_channels
         self.aggregation, self.chunk_size = settings.aggregation, settings.chunk_size
         self.routing = Routing(settings.router, settings.active_channels, settings.aggregation == "learnable")
         self.widths = [heads * settings.num_channels, heads * settings.num_channels, width]
@@ -103,11 +105,16 @@ class RoutedChannels(Mixer):
     def init_state(self, batch_size: int) -> RoutedState:
         weight = self.qkv.weight
         columns = self.head_dim + (self.aggregation == "mean")
-        shape = (batch_size, self.num_heads, self.widths[0] // self.num_heads, columns)
+        shape = (batch_size, self.num_heads, self.num_channels, columns)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         return RoutedState(torch.zeros(shape, dtype=dtype, device=weight.device), self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: RoutedState) -> tuple[Tensor, RoutedState]:
+        if x.shape[1] == 1:
+            weights = self._weights()
+            if not tracked(x, *state, *weights) and self._decodes(x, state, weights):
+                y, *after = routed_layer_step(x, *state, weights, self.routing)
+                return y, RoutedState(*after)
         q, k, v, gates, tail = self._mixed(x, state.tail)
         if self.aggregation == "mean":
             v = F.pad(v, (0, 1), value=1.0)
@@ -117,8 +124,8 @@ class RoutedChannels(Mixer):
         read = self.out_norm(read.to(x.dtype), self.out_gate(x))  # [B, T, H, V]
         return self.out(read.flatten(2)), RoutedState(channels, tail)
 
-    def routes(self, x: Tensor, state: RoutedState) -> tuple[Tensor, Tensor]:
-        """The weights that tokens [B, T, D] read and write with, [B, T, H, C] each."""
+    def routes(self, x: Tensor, state: RoutedState) -> tuple[Tensor, Tensor, Tensor]:
+        """How tokens [B, T, D] are routed: see :func:`hfa.ops.routing.routes`."""
         q, k, _, gates, _ = self._mixed(x, state.tail)
         return routes(q, k, gates, self.routing)
 
@@ -126,3 +133,18 @@ class RoutedChannels(Mixer):
         mixed, tail = self.conv(self.qkv(x), tail)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in mixed.split(self.widths, dim=-1))
         return q, k, v, self.gates(x), tail  # [B, T, H, C], [B, T, H, C], [B, T, H, V], [B, T, 4 H]
+
+    def _decodes(self, x: Tensor, state: RoutedState, weights: RoutedWeights) -> bool:
+        whole = self.num_channels % WIDTH == 0 and self.aggregation != "mean"
+        return whole and decodes(x, *state, *weights[:-1])
+
+    def _weights(self) -> RoutedWeights:
+        return RoutedWeights(
+            self.qkv.weight,
+            self.gates.weight,
+            self.out_gate.weight,
+            self.out.weight,
+            self.conv.weight,
+            self.out_norm.weight,
+            self.gates.bias,
+        )

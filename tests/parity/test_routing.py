@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from hfa.config import from_node
+from hfa.models.simplemind import RoutedChannels, SimpleMindConfig
 from hfa.ops.routing import ROUTERS, Routing, naive_route, naive_routed_scan, route, routed_scan
+
+CONF = Path(__file__).parents[2] / "conf" / "model" / "simplemind.yaml"
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -114,3 +120,33 @@ def test_scores_that_are_all_equal_are_finite() -> None:
 def test_the_operator_is_sound() -> None:
     inputs = [x.requires_grad_() for x in drawn(5, 16, 16)]
     torch.library.opcheck(torch.ops.hfa.routed_scan.default, (*inputs, "hard", 4, True, 4))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("heads", "channels", "conv_width"), [(2, 16, 4), (1, 48, 1)])
+@pytest.mark.parametrize(("router", "aggregation"), [("dynamic", "learnable"), ("soft", "sum")])
+def test_a_layer_decodes_by_one_kernel(
+    rows: int, heads: int, channels: int, conv_width: int, router: str, aggregation: str
+) -> None:
+    """A few tokens, one at a time, against torch in float64; the state that was handed in stays as it was."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "num_heads": heads, "num_channels": channels, "active_channels": 5}
+    options = {"conv_width": conv_width, "router": router, "aggregation": aggregation}
+    node = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF), sizes, options))
+    assert isinstance(node, dict)
+    layer = RoutedChannels(from_node(node, "model", SimpleMindConfig), match=False)
+    x, state = torch.randn(rows, 5, 32, generator=torch.Generator().manual_seed(0)), layer.init_state(rows)
+    found, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for t in range(5):
+            before = [part.clone() for part in state]
+            y, after = layer(x[:, t : t + 1], state)
+            assert all(map(torch.equal, before, state))
+            found.append(y)
+            state = after
+        wanted, final = layer.double()(x.double(), layer.double().init_state(rows))
+    torch.set_num_threads(threads)
+    torch.testing.assert_close(torch.cat(found, 1).double(), wanted, atol=3e-5, rtol=0)
+    for ours, theirs in zip(state, final, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=3e-5, rtol=0)

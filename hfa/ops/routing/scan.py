@@ -35,33 +35,22 @@ def routed_scan(
         else:
             out, state = recurrent_routed_scan(*inputs, routing)
         return out[..., :width], state[..., :width]
-    decay, write = (gate.transpose(1, 2)[..., None] for gate in gates.chunk(4, dim=-1)[:2])  # [B, H, T, 1]
-    reading, writing = (x.transpose(1, 2) for x in routes(q, k, gates, routing))
-    share = writing / (writing.amax(-1, keepdim=True) + EPS)
-    log_decay = F.logsigmoid(decay).clamp(min=-FASTEST_DECAY) * share  # unrouted channels stay as they are
-    out, state = scan(
-        reading,
-        writing,
-        v.transpose(1, 2),
-        log_decay,
-        torch.sigmoid(write),
-        state,
-        erase=routing.erase,
-        chunk_size=chunk_size,
-    )
+    beta = torch.sigmoid(gates.chunk(4, dim=-1)[1])[..., None]  # [B, T, H, 1]
+    reading, writing, log_decay = routes(q, k, gates, routing)
+    r, w, v, log_decay, beta = (x.transpose(1, 2) for x in (reading, writing, v, log_decay, beta))
+    out, state = scan(r, w, v, log_decay, beta, state, erase=routing.erase, chunk_size=chunk_size)
     return out.transpose(1, 2), state
 
 
-def routes(q: Tensor, k: Tensor, gates: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
-    """The weights that tokens read and write with, [B, T, H, C] each: shapes of `routed_scan`."""
-    *_, q_theta, k_theta = gates.chunk(4, dim=-1)
+def routes(q: Tensor, k: Tensor, gates: Tensor, routing: Routing) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights that tokens read and write with, and the log decays of all channels, [B, T, H, C] each.
+
+    Arguments are those of `routed_scan`.
+    """
+    decay, _, q_theta, k_theta = (gate[..., None] for gate in gates.chunk(4, dim=-1))  # [B, T, H, 1]
     reading, writing = (
-        route(
-            scores * (scores.square().mean(-1, keepdim=True) + EPS).rsqrt(),
-            routing.router,
-            theta[..., None],
-            routing.budget,
-        )
+        route(scores * (scores.square().mean(-1, keepdim=True) + EPS).rsqrt(), routing.router, theta, routing.budget)
         for scores, theta in ((q, q_theta), (k, k_theta))
     )
-    return reading, writing
+    share = writing / (writing.amax(-1, keepdim=True) + EPS)
+    return reading, writing, F.logsigmoid(decay).clamp(min=-FASTEST_DECAY) * share  # others stay as they are

@@ -5,6 +5,7 @@ from hfa.training.callbacks.checkpoints import Checkpoints, CheckpointsConfig
 from hfa.training.callbacks.interruption import Interrupted, Interruption
 from hfa.training.callbacks.progress import Progress, ProgressConfig
 from hfa.training.callbacks.recall_map import RecallMap, RecallMapConfig
+from hfa.training.callbacks.routing_map import RoutingMap, RoutingMapConfig
 from hfa.training.callbacks.samples import Samples, SamplesConfig
 from hfa.training.callbacks.stopping import EarlyStoppingConfig
 from hfa.training.callbacks.telemetry import Clock, Telemetry
@@ -22,6 +23,8 @@ __all__ = [
     "ProgressConfig",
     "RecallMap",
     "RecallMapConfig",
+    "RoutingMap",
+    "RoutingMapConfig",
     "Samples",
     "SamplesConfig",
     "Surroundings",

@@ -1,0 +1,1 @@
+"""Recall against the number of floats a model may carry."""

@@ -1,0 +1,105 @@
+"""Train every model on associative recall, test it on more than it saw, and keep each trial as it is made.
+
+A trial that is in the results already is not made again: the command goes on where it was cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from experiments.language.ledger import Ledger, Record
+from experiments.language.study import OUTPUTS, cpu
+from experiments.state.report import draw, table
+from experiments.state.subjects import SUBJECTS
+from experiments.state.trial import FAR, TEST, Plan, trial
+from hfa.errors import HFAError
+from hfa.training.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+LRS = (2e-3, 4e-3, 8e-3)
+STEPS = 400  # of 4,096 tokens
+console = Console(highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what is asked for; returns the exit code."""
+    asked = parse(arguments)
+    folder = asked.results or (RESULTS if asked.record else OUTPUTS / "state")
+    ledger = Ledger(folder / "trials.jsonl")
+    torch.set_num_threads(1)
+    for floats in asked.floats:
+        for name in asked.models:
+            for lr in asked.lrs:
+                made(ledger, name, floats, asked, lr, asked.seeds[0])
+            lr = best(ledger, name, floats, asked)
+            for seed in asked.seeds[1:]:
+                made(ledger, name, floats, asked, lr, seed)
+    summary = table(ledger)
+    console.print(summary, markup=False)
+    if asked.plot:
+        (folder / "state.md").write_text(summary, encoding="utf-8")
+        console.print(f"  {draw(ledger, folder / 'state.png')}")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS), help="in this order")
+    parser.add_argument("--floats", nargs="+", type=int, default=[8192], help="of a recurrent layer's state")
+    parser.add_argument("--lrs", nargs="+", type=float, default=list(LRS), help="tried with the first seed")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the rest at the best learning rate")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of 4,096 tokens")
+    parser.add_argument("--far", action="store_true", help="test on longer contexts and more pairs, too")
+    parser.add_argument("--plot", action="store_true", help="write the table and draw the figure")
+    parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")
+    parser.add_argument("--results", type=Path, help="keep results in this folder")
+    return parser.parse_args(arguments)
+
+
+def made(ledger: Ledger, name: str, floats: int, asked: argparse.Namespace, lr: float, seed: int) -> Record:
+    """The trial of a model, made now if it was not before."""
+    floats = 0 if SUBJECTS[name].grows else floats
+    plan = Plan(steps=asked.steps, lr=lr, seed=seed)
+    settings = SUBJECTS[name].config(floats)
+    tests = [*TEST, *(FAR if asked.far else ())]
+    overrides = [
+        f"{key}={value}" for key, value in {"floats": floats, **dataclasses.asdict(plan), "far": asked.far}.items()
+    ]
+    if done := ledger.find("training", name, overrides):
+        return done
+    console.print(f"\n[bold]{name}[/bold], {floats or 'growing'} floats, learning rate {lr:g}, seed {seed}")
+    facts = provenance(settings.to_dict() | {"seed": seed}, cpu=cpu())
+    measured = trial(settings, plan, tests, console.print)
+    ledger.append(
+        {"kind": "training", "variant": name, "overrides": overrides, "floats": floats, "lr": lr, "steps": asked.steps}
+        | facts
+        | measured
+    )
+    console.print(f"  {measured['cpu_seconds']} s of the processor; {measured['accuracy']}")
+    return made(ledger, name, floats, asked, lr, seed)
+
+
+def best(ledger: Ledger, name: str, floats: int, asked: argparse.Namespace) -> float:
+    """The learning rate at which the first seed was most accurate over what it was trained on."""
+
+    def score(record: Record) -> float:
+        return sum(record["accuracy"][str(setting)] for setting in Plan(steps=1, lr=1, seed=0).train)
+
+    records: list[dict[str, Any]] = [made(ledger, name, floats, asked, lr, asked.seeds[0]) for lr in asked.lrs]
+    return float(max(records, key=score)["lr"])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except HFAError as error:
+        sys.exit(f"{error}")
