@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import re
 import shlex
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
@@ -207,6 +208,8 @@ class BittensorNetworkConfig(NetworkConfig):
         chain: ``test``, ``finney``, or any ``ws://`` or ``wss://`` endpoint.
         external_ip: the literal address validators reach us by; null takes the server's own.
         external_port: the port validators reach us by; null takes the server's own.
+        certificate: published with the endpoint for peers that speak TLS: ``0x``, one byte for the algorithm, up to 64
+            of a public key, in hex; null publishes none. What the server speaks is set by ``server.tls_certificate``.
         rpc_timeout_s: how long one look at the chain may take.
         publish_timeout_s: how long publishing an endpoint may take, up to its finalization.
         max_fee_tao: publishing at a dearer transaction fee is refused; nothing else can cost anything.
@@ -215,6 +218,7 @@ class BittensorNetworkConfig(NetworkConfig):
     chain: Name
     external_ip: str | None
     external_port: int | None
+    certificate: str | None
     rpc_timeout_s: PositiveFloat
     publish_timeout_s: PositiveFloat
     max_fee_tao: NonNegativeFloat
@@ -229,6 +233,9 @@ class BittensorNetworkConfig(NetworkConfig):
             _literal("external_ip", self.external_ip)
         if self.external_port is not None and not 0 < self.external_port < 2**16:
             raise ConfigError("external_port", self.external_port, "a port from 1 to 65535, or null")
+        if self.certificate is not None and not re.fullmatch(r"0x([0-9a-fA-F]{2}){2,65}", self.certificate):
+            expected = "0x and 2 to 65 bytes in hex (an algorithm and a public key), or null"
+            raise ConfigError("certificate", self.certificate, expected)
 
     def build(self, wallet: WalletConfig) -> BittensorNetwork:
         flags = f"-w {wallet.name} -H {wallet.hotkey} --wallet-path {wallet.path}"
@@ -286,7 +293,9 @@ class BittensorNetwork(Member):
 
     async def _publish(self, endpoint: Endpoint) -> None:
         client = await self._connected()
-        intent = bt.ServeAxon(netuid=self.netuid, ip=endpoint.host, port=endpoint.port)
+        where = {"netuid": self.netuid, "ip": endpoint.host, "port": endpoint.port}
+        certificate = self._chain.certificate
+        intent = bt.ServeAxon(**where) if certificate is None else bt.ServeAxonTls(**where, certificate=certificate)
         async with self._answering("publishing our endpoint", self._chain.publish_timeout_s):
             try:
                 result = await client.execute(intent, self._signer.keypair)

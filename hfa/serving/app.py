@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -46,6 +47,8 @@ class ServerConfig(Config):
     Args:
         host: address to listen on.
         port: 0 takes a free one.
+        tls_certificate: a PEM file with the certificate chain; null serves plain HTTP.
+        tls_key: a PEM file with its key.
         max_body_bytes: of a request.
         body_timeout_s: for it to arrive.
         max_uploads: request bodies held together before their senders are proven.
@@ -65,6 +68,8 @@ class ServerConfig(Config):
 
     host: str
     port: NonNegativeInt
+    tls_certificate: str | None
+    tls_key: str | None
     max_body_bytes: PositiveInt
     body_timeout_s: PositiveFloat
     max_uploads: PositiveInt
@@ -84,6 +89,12 @@ class ServerConfig(Config):
     def check(self) -> None:
         if self.port > 65535:
             raise ConfigError("port", self.port, "0 to 65535", "0 takes a free one")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            expected = "a PEM file of the key, as there is a certificate"
+            raise ConfigError("tls_key", self.tls_key, expected, "set both or neither of tls_certificate and tls_key")
+        for name, path in (("tls_certificate", self.tls_certificate), ("tls_key", self.tls_key)):
+            if path is not None and not Path(path).expanduser().is_file():
+                raise ConfigError(name, path, "a PEM file that is there")
         if self.default_max_tokens > self.max_tokens:
             raise ConfigError("default_max_tokens", self.default_max_tokens, f"at most max_tokens={self.max_tokens}")
 

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -84,6 +85,8 @@ class Server:
                 date_header=False,
                 proxy_headers=False,
                 ws="none",
+                ssl_certfile=_expanded(settings.tls_certificate),
+                ssl_keyfile=_expanded(settings.tls_key),
                 limit_concurrency=settings.max_connections,
                 timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=int(settings.drain_s + _LAST_WORDS_S) + 1,
@@ -96,7 +99,8 @@ class Server:
     def url(self) -> str:
         """Where it is reached from this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "http" if self._settings.tls_certificate is None else "https"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     @property
     def alive(self) -> bool:
@@ -151,6 +155,10 @@ class Server:
     async def _accepting(self) -> None:
         await self._network.serve(self.host, self.port)
         self._settled.set()
+
+
+def _expanded(path: str | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()
 
 
 class _Uvicorn(uvicorn.Server):

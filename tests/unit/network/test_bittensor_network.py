@@ -124,6 +124,7 @@ def build(
         "chain": "test",
         "external_ip": "203.0.113.7",
         "external_port": None,
+        "certificate": None,
         "rpc_timeout_s": 30.0,
         "publish_timeout_s": 30.0,
         "max_fee_tao": 0.01,

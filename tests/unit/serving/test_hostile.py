@@ -258,8 +258,8 @@ def test_a_compressed_body_is_not_unpacked(shared):
     "path",
     [
         "//v1/generate", "/v1//generate", "/v1/../v1/generate", "/v1/%2e%2e/v1/generate", "/v1/generate/",
-        "/v1/generate%00", "/V1/GENERATE", "/v1/generate;x=1", "/..%2f..%2fetc/passwd", "/static/../../etc/passwd", "/%ff%fe",
-        "/" + "a" * 4000,
+        "/v1/generate%00", "/V1/GENERATE", "/v1/generate;x=1", "/..%2f..%2fetc/passwd", "/static/../../etc/passwd",
+        "/%ff%fe", "/" + "a" * 4000,
     ],
 )  # fmt: skip
 def test_path_tricks_lead_nowhere(shared, path):
