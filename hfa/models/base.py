@@ -52,6 +52,11 @@ class ModelConfig(Config, ABC):
     def head_dim(self) -> int:
         return self.d_model // self.num_heads
 
+    @property
+    def title(self) -> str:
+        """What reports call the model."""
+        return self.name
+
     def build(self) -> LanguageModel:
         """Allocate the model, with fresh weights from torch's global generator."""
         return LanguageModel(self, [self.mixer(layer) for layer in range(self.num_layers)])

@@ -120,7 +120,7 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
         folder = find_artifact(settings)
         artifact = checkpoint.load(folder, "cuda" if settings.trainer.device_kind == "gpu" else "cpu")
         source = settings.data.build(artifact.tokenizer, settings.cache)
-        name, step = type(artifact.model.config).name, int(artifact.provenance.get("step") or 0)
+        name, step = artifact.model.config.title, int(artifact.provenance.get("step") or 0)
         log.info("Evaluating %s from %s", name, folder)
         found = evaluate_model(
             artifact.model,

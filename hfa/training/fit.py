@@ -160,7 +160,7 @@ def _announce(
 ) -> None:
     log.info(
         "Training %s (%s parameters) on %s, %d steps of %d x %d tokens, into %s",
-        type(settings.model).name,
+        settings.model.title,
         f"{model.num_parameters:,}",
         " + ".join(source.parts()),
         settings.trainer.max_steps,

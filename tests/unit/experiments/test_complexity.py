@@ -250,16 +250,14 @@ class TestCommand:
             command.check_models(("hfa", "gpt"))
 
 
-SIZES = {"VOCAB_SIZE": 64, "WIDTH": 128, "LAYERS": 2, "HEADS": 2, "FF": 128}
+SIZES = {"vocab_size": 64, "d_model": 128, "num_layers": 2, "num_heads": 2, "d_ff": 128}
 
 
 @pytest.mark.parametrize("name", [*peers.peer_entries()])
-def test_a_peer_fed_in_pieces_or_token_by_token_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_fed_in_pieces_or_token_by_token_says_the_same(name: str) -> None:
     pytest.importorskip("transformers")
-    for key, value in SIZES.items():
-        monkeypatch.setattr(peers, key, value)
     torch.manual_seed(0)
-    peer = peers.peer_entries()[name].load()
+    peer = peers.load(name, **SIZES)
     peer.body.eval()
     tokens = torch.randint(0, 64, (1, 300), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -1,0 +1,258 @@
+"""Peers: any causal model of the package `transformers`, built from its config with fresh weights, behind our contract.
+
+The body is the package's. The head is ours: it reads the embedding's weights, for all models alike. What the package
+does not allow, and what is done about it:
+
+- A cache is changed by whoever reads on from it. Here a state is a value: the cache's tensors, copied where the package
+  writes into them; a call builds the cache anew around them.
+- Rows of a batch have one length: the package knows no others without masks. A state of rows that differ is refused.
+- Layers that are all linear make a cache that does not know its length and raises: positions and masks are handed in.
+- In training no state is kept: the one that is handed back is None.
+- Where `fla` and its kin are installed, linear layers call Triton even on a CPU: they are hidden where there is no GPU.
+- MiniMax's feed-forward is a mixture of experts, which sorts and copies tokens even for one expert: of one, it gets
+  Llama's. It continues a cache token by token, however many it is fed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hfa.config import config
+from hfa.errors import ConfigError
+from hfa.models.base import LanguageModel, Mixer, ModelConfig
+from hfa.models.hf_cache import Shell, pack
+from hfa.models.state import State, num_bytes
+
+Size = Literal[
+    "vocab_size", "d_model", "num_layers", "num_heads", "d_ff", "max_seq_len", "head_dim", "twice_num_heads", "ff_ratio"
+]
+
+_TRITON = ("fla", "mamba_ssm", "causal_conv1d", "xlstm", "mlstm_kernels", "kernels")
+_LINEAR = "linear_attention"  # what the package calls a layer with a recurrent state
+
+
+@config
+class HFConfig(ModelConfig):
+    """See :class:`HFModel`.
+
+    Args:
+        architecture: the ``model_type`` of the package.
+        sizes: names in its config, and which of our sizes each of them gets.
+        settings: other values of its config.
+        layer_type: of every layer, where its config has ``layer_types``; None leaves them alone.
+    """
+
+    name: ClassVar[str] = "hf"
+
+    architecture: str
+    sizes: dict[str, Size]
+    settings: dict[str, Any]
+    layer_type: str | None
+
+    def check(self) -> None:
+        super().check()
+        if self.dropout:
+            raise ConfigError("dropout", self.dropout, "0 for a model of transformers", "its own kind is in settings")
+        if self.architecture == "xlstm" and self.d_model % 128:
+            raise ConfigError("d_model", self.d_model, "a multiple of 128, for an xLSTM of transformers")
+
+    @property
+    def title(self) -> str:
+        return f"hf/{self.architecture}"
+
+    @property
+    def twice_num_heads(self) -> int:
+        """Heads of a block that is twice as wide as the model."""
+        return 2 * self.num_heads
+
+    @property
+    def ff_ratio(self) -> float:
+        return self.d_ff / self.d_model
+
+    def values(self) -> dict[str, Any]:
+        """What the package's config is made of."""
+        sizes = {name: getattr(self, size) for name, size in self.sizes.items()}
+        types = {"layer_types": [self.layer_type] * self.num_layers} if self.layer_type else {}
+        return {**_plain(self.settings), **sizes, **types}
+
+    def build(self) -> LanguageModel:
+        """Allocate the model, with fresh weights from torch's global generator.
+
+        Raises:
+            ConfigError: `transformers` is missing, or has no such model, or its config no such value.
+        """
+        return HFModel(self, _body(self))
+
+    def mixer(self, layer: int) -> Mixer:
+        raise NotImplementedError("the layers of a peer are the package's own")
+
+
+class HFState(NamedTuple):
+    """What a peer carries."""
+
+    length: Tensor  # int64 [B], tokens so far
+    tensors: tuple[Tensor, ...]  # of the package's cache, batch first
+
+
+class HFModel(LanguageModel):
+    """A body of `transformers`, and a head that reads its embedding's weights.
+
+    Args:
+        settings: its config.
+        body: the model without its head.
+    """
+
+    def __init__(self, settings: HFConfig, body: Any) -> None:
+        nn.Module.__init__(self)
+        self.config = settings
+        self.body = body
+        self.blocks = nn.ModuleList()  # none with a mixer of ours
+        taken = inspect.signature(type(body).forward).parameters
+        self.cache_name = "cache_params" if "cache_params" in taken else "past_key_values"
+        self._takes_positions = "position_ids" in taken
+        types = set(getattr(body.config, "layer_types", None) or ())
+        unmasked = self._takes_positions and types == {_LINEAR}
+        self._no_masks = dict.fromkeys((_LINEAR, "full_attention")) if unmasked else None
+        self._shell: Shell | None = None
+
+    def run(self, tokens: Tensor, start: int, cache: Any) -> tuple[Tensor, Any]:
+        """The package's own way: features [B, T, D] and the cache, which is changed by the next call.
+
+        Args:
+            tokens: int64 [B, T].
+            start: tokens so far.
+            cache: the package's; None before the first token.
+        """
+        passed = {self.cache_name: cache, "use_cache": True, **self.positions(tokens, start)}
+        out = self.body(input_ids=tokens, **passed)
+        return out.last_hidden_state, getattr(out, self.cache_name)
+
+    def positions(self, tokens: Tensor, start: int) -> dict[str, Any]:
+        """What the package would have to ask a cache for."""
+        more: dict[str, Any] = {} if self._no_masks is None else {"attention_mask": self._no_masks}
+        if self._takes_positions:
+            more["position_ids"] = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        return more
+
+    def hidden(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        if self.training and state is None:
+            out = self.body(input_ids=tokens, use_cache=False, **self.positions(tokens, 0))
+            return out.last_hidden_state, None
+        start = 0 if state is None else _one_length(state.length)
+        cache = None if state is None or not start else self.shell.unpack(state.tensors, start)
+        features, cache = self.run(tokens, start, cache)
+        length = torch.full((tokens.shape[0],), start + tokens.shape[1], device=tokens.device)
+        return features, HFState(length, pack(cache)[0])
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.embedding.weight)
+
+    def init_state(self, batch_size: int) -> HFState:
+        length = torch.zeros(batch_size, dtype=torch.long, device=self.embedding.weight.device)
+        return HFState(length, self.shell.empty(batch_size))
+
+    def state_bytes(self, seq_len: int) -> int:
+        return num_bytes(self.shell.empty(1)) + 8 + seq_len * self.shell.growth_bytes
+
+    def auxiliary_loss(self) -> None:
+        return None
+
+    @property
+    def embedding(self) -> nn.Embedding:  # type: ignore[override]
+        found: nn.Embedding = self.body.get_input_embeddings()
+        return found
+
+    @property
+    def shell(self) -> Shell:
+        """The structure of a cache: what a run over one and over two tokens leaves behind."""
+        if self._shell is None:
+            training = self.training
+            self.eval()
+            with torch.no_grad():
+                tokens = torch.zeros(1, 2, dtype=torch.long, device=self.embedding.weight.device)
+                self._shell = Shell(*(self.run(tokens[:, :count], 0, None)[1] for count in (1, 2)))
+            self.train(training)
+        return self._shell
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; buffers that are not saved, and were built without memory, are computed."""
+        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if any(buffer.is_meta for buffer in self.buffers()):
+            assert isinstance(self.config, HFConfig)
+            computed = dict(_body(self.config).named_modules())
+            for path, module in self.body.named_modules():
+                for name, buffer in module.named_buffers(recurse=False):
+                    if buffer.is_meta:
+                        setattr(module, name, getattr(computed[path], name))
+        return found
+
+
+def transformers() -> Any:
+    """The package, quiet, offline, and with its CPU paths where there is no GPU.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if not torch.cuda.is_available():
+        for name in _TRITON:
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: importing it fails
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import transformers
+    except ImportError:
+        raise ConfigError("model", "hf", "the package transformers", "pip install 'hfa[hf]'") from None
+    transformers.utils.logging.set_verbosity_error()
+    return transformers
+
+
+def _body(settings: HFConfig) -> Any:
+    package = transformers()
+    if settings.architecture not in package.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        expected = "a model_type of transformers that has a causal model, e.g. llama, gpt2 or mamba2"
+        raise ConfigError("architecture", settings.architecture, expected)
+    kind = package.models.auto.configuration_auto.CONFIG_MAPPING[settings.architecture]
+    known = {each.name for each in dataclasses.fields(kind)} - {
+        each.name for each in dataclasses.fields(package.PreTrainedConfig)
+    }
+    values = settings.values()
+    for key in values:
+        if key not in known:
+            raise ConfigError("settings", key, f"values of {kind.__name__}", f"they are {', '.join(sorted(known))}")
+    body = package.AutoModel.from_config(kind(**values))
+    if settings.architecture == "minimax" and values.get("num_local_experts") == 1:
+        _without_experts(body)
+    return body
+
+
+def _without_experts(body: Any) -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    sizes = LlamaConfig(hidden_size=body.config.hidden_size, intermediate_size=body.config.intermediate_size)
+    for layer in body.layers:
+        layer.mlp = LlamaMLP(sizes)
+        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            nn.init.normal_(linear.weight, std=body.config.initializer_range)
+
+
+def _one_length(length: Tensor) -> int:
+    first = int(length[0])
+    if not bool((length == first).all()):
+        raise ValueError(f"rows of {length.tolist()} tokens: a model of transformers continues rows of one length only")
+    return first
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as the lists that the package expects."""
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else value

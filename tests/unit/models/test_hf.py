@@ -1,0 +1,123 @@
+"""Peers from transformers behind our contract."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load, save
+
+from hfa import checkpoint
+from hfa.config import from_node
+from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.errors import CheckpointError, ConfigError
+from hfa.models import LanguageModel, ModelConfig
+from hfa.models.state import flatten, num_bytes, select_rows, unflatten
+
+pytest.importorskip("transformers")
+CONF = Path(__file__).parents[3] / "conf" / "model" / "hf"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+SMALL = {"vocab_size": 61, "d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 48, "max_seq_len": 256}
+
+
+def build(name: str, **changes: Any) -> LanguageModel:
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
+    assert isinstance(node, dict)
+    torch.manual_seed(0)
+    changes = {"d_model": 128, **changes} if name == "xlstm" else changes
+    return from_node({**node, **SMALL, **changes}, "model", ModelConfig).build().eval()  # type: ignore[dict-item, type-abstract]
+
+
+def some_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=NAMES, scope="module")
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return build(request.param)
+
+
+@torch.no_grad()
+def test_split_and_stepped_as_in_one_piece(model: LanguageModel) -> None:
+    tokens = some_tokens(2, 24)
+    whole, _ = model(tokens)
+    state, parts = model.init_state(2), []
+    for piece in tokens[:, :18].split(7, dim=1):
+        logits, state = model(piece, state)
+        parts.append(logits)
+    for token in tokens[:, 18:].unbind(1):
+        logits, state = model.step(token, state)
+        parts.append(logits[:, None])
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_state_is_a_value(model: LanguageModel) -> None:
+    _, state = model(some_tokens(2, 11))
+    following = some_tokens(2, 5, seed=1)
+    expected, _ = model(following, state)
+    model(some_tokens(2, 9, seed=2), state)
+    torch.testing.assert_close(model(following, state)[0], expected)
+    saved = unflatten(model.init_state(2), load(save(flatten(state))))
+    torch.testing.assert_close(model(following, saved)[0], expected)
+    alone, _ = model(following[1:], select_rows(state, [1]))
+    torch.testing.assert_close(alone, expected[1:], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_state_bytes_is_what_a_state_holds(model: LanguageModel) -> None:
+    for length in (1, 33):
+        assert model.state_bytes(length) == num_bytes(model(some_tokens(1, length))[1])
+
+
+def test_training_gives_every_weight_a_gradient(model: LanguageModel) -> None:
+    fresh = model.train()
+    logits, state = fresh(some_tokens(2, 20))
+    logits.square().mean().backward()
+    assert state is None
+    assert all(parameter.grad is not None for parameter in fresh.parameters())
+    fresh.zero_grad()
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.eval()(some_tokens(2, 20))[0], logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_artifact_of_a_peer(name: str, tmp_path: Path) -> None:
+    model, tokens = build(name, vocab_size=257), some_tokens(1, 12)
+    checkpoint.save(tmp_path / "peer", model=model, tokenizer=ByteTokenizer(), provenance={})
+    loaded = checkpoint.load(tmp_path / "peer").model
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens)[0], model(tokens)[0])
+
+
+def test_rows_of_other_lengths_are_refused() -> None:
+    model = build("llama")
+    _, state = model(some_tokens(2, 5))
+    with pytest.raises(ValueError, match=r"rows of \[5, 4\] tokens"):
+        model(some_tokens(2, 1), state._replace(length=torch.tensor([5, 4])))
+
+
+def test_what_the_package_does_not_have() -> None:
+    with pytest.raises(ConfigError, match=r"architecture: got 'lama', expected a model_type of transformers"):
+        build("llama", architecture="lama")
+    with pytest.raises(ConfigError, match=r"settings: got 'hidden_sizes', expected values of LlamaConfig"):
+        build("llama", settings={"hidden_sizes": 3})
+    with pytest.raises(ConfigError, match=r"dropout: got 0.1, expected 0 for a model of transformers"):
+        build("llama", dropout=0.1)
+
+
+@pytest.mark.parametrize("key", ["auto_map", "quantization_config", "_attn_implementation", "dtype"])
+def test_an_artifact_cannot_reach_beyond_the_package(key: str, tmp_path: Path) -> None:
+    """What makes transformers fetch or run other code is no value of a model's own config."""
+    folder = checkpoint.save(
+        tmp_path / "peer", model=build("llama", vocab_size=257), tokenizer=ByteTokenizer(), provenance={}
+    )
+    description = json.loads((folder / "config.json").read_text())
+    description["model"]["settings"] = {key: "x"}
+    (folder / "config.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match=rf"settings: got '{key}'"):
+        checkpoint.load(folder)
