@@ -1,0 +1,1 @@
+"""The language-model evaluation harness on a checkpoint of ours, with local data."""

@@ -1,0 +1,104 @@
+"""Run the language-model evaluation harness on a checkpoint: ``python -m experiments.harness latest``.
+
+The checkpoint is exported as a model of `transformers` first, so that this is also what any other tool would see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hfa import checkpoint
+from hfa.errors import HFAError
+
+TASKS = ("stdlib", "niah_single_1", "niah_multikey_2", "vt")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export, evaluate, and show what the harness found; returns the exit code."""
+    asked = parse(arguments)
+    artifact = checkpoint.resolve(asked.checkpoint, architecture=None, root=asked.root)
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(artifact, asked.tasks, length=asked.length, count=asked.count, folder=Path(folder))
+    if asked.out:
+        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    table = Table(title=f"lm-evaluation-harness on {artifact}", title_style="bold")
+    for column in ("task", "measure", "value", "standard error"):
+        table.add_column(column, justify="left" if column in ("task", "measure") else "right")
+    for task, measures in found.items():
+        for name, value in measures.items():
+            if not name.endswith("_stderr"):
+                error = measures.get(f"{name}_stderr")
+                table.add_row(task, name, f"{value:.4f}", f"{error:.4f}" if isinstance(error, float) else "")
+    Console(highlight=False).print(table)
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="latest | best | a folder")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="options of conf/data: text, or tasks in text")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a document")
+    parser.add_argument("--count", type=int, default=20, help="documents of a task, at most")
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="where latest and best are looked for")
+    parser.add_argument("--out", type=Path, help="keep the results as JSON")
+    return parser.parse_args(arguments)
+
+
+def run(artifact: Path, tasks: list[str], *, length: int, count: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """What the harness measures: task to measure to value.
+
+    Args:
+        artifact: of ours.
+        tasks: options of ``conf/data``.
+        length: tokens of a document.
+        count: documents of a task, at most.
+        folder: for the exported model and the documents.
+
+    Raises:
+        HFAError: the harness is not installed.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+    except ImportError:
+        raise HFAError("The harness is not installed; pip install 'hfa[harness]'.") from None
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from experiments.harness.tasks import make
+    from hfa.export import export
+
+    exported = export(artifact, folder / "model")
+    tokenizer = checkpoint.load(artifact).tokenizer
+    model = HFLM(
+        pretrained=AutoModelForCausalLM.from_pretrained(exported),
+        tokenizer=AutoTokenizer.from_pretrained(exported),
+        max_length=2 * length,
+        batch_size=1,
+        device="cpu",
+    )
+    made = [make(name, tokenizer, length=length, count=count, folder=folder) for name in tasks]
+    results = lm_eval.simple_evaluate(model=model, tasks=made, log_samples=False, bootstrap_iters=1000)
+    return {
+        task: {
+            name.replace(",none", ""): value
+            for name, value in measures.items()
+            if isinstance(value, int | float) and name != "sample_len"
+        }
+        for task, measures in results["results"].items()
+    }
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except HFAError as error:
+        sys.exit(f"{error}")
