@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import functools
+import hashlib
 import itertools
 import logging
 import threading
-from typing import Literal, NamedTuple
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
 from hfa.config import Config, NonNegativeInt, PositiveInt, config
 from hfa.errors import ConfigError, RequestError
 from hfa.inference.device import choose_device, is_device_name, place
+from hfa.inference.disk import CheckpointFolder, Origin
 from hfa.inference.generation import Generation
 from hfa.inference.pool import StatePool
+from hfa.inference.prefix import PrefixTree
 from hfa.inference.request import FinishReason, GenerationRequest
 from hfa.inference.row import Row
 from hfa.inference.runner import Output, Runner
 from hfa.inference.scheduler import Limits, Plan, Scheduler
 from hfa.inference.sequence import Sequence
+from hfa.inference.session import Session, Sessions
 from hfa.models import LanguageModel
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _JOIN_S = 10.0  # how long a step that is under way may take to end when the engine closes
 
@@ -41,6 +54,12 @@ class EngineConfig(Config):
         max_queue: requests that wait; more are refused.
         state_budget_mib: memory for the states of running requests.
         swap_budget_mib: memory for the states of requests that are set aside; beyond it they are computed again.
+        checkpoint_every: tokens between two checkpoints of a prompt's state, from which prompts that begin alike
+            start; whole pages of the exact memory; 0 for none.
+        checkpoint_budget_mib: memory for checkpoints; their pages are among those of the states.
+        checkpoint_dir: a folder that they are written to as well, and found in after a restart; empty for none.
+        checkpoint_disk_mib: for that folder.
+        max_sessions: streams that stay when their answer ends; the idle one unused for longest goes for a new one.
     """
 
     device: str
@@ -52,6 +71,11 @@ class EngineConfig(Config):
     max_queue: NonNegativeInt
     state_budget_mib: PositiveInt
     swap_budget_mib: NonNegativeInt
+    checkpoint_every: NonNegativeInt
+    checkpoint_budget_mib: NonNegativeInt
+    checkpoint_dir: str
+    checkpoint_disk_mib: PositiveInt
+    max_sessions: PositiveInt
 
     def check(self) -> None:
         if not is_device_name(self.device):
@@ -61,11 +85,21 @@ class EngineConfig(Config):
                 "long_prompt_chunk", self.long_prompt_chunk, f"a divisor of prefill_chunk={self.prefill_chunk}"
             )
 
-    def build(self, model: LanguageModel, name: str) -> Engine:
-        """Start an engine for `model`, which it takes over and moves to its device."""
+    def build(self, model: LanguageModel, name: str, tokenizer: str = "") -> Engine:
+        """Start an engine for `model`, which it takes over and moves to its device.
+
+        Args:
+            model: in any mode, on any device.
+            name: for logs and refusals.
+            tokenizer: fingerprint of the vocabulary; states are not carried to another one.
+        """
         device = place(model.eval(), choose_device(self.device))
         pool = StatePool(model, device, self.state_budget_mib * 2**20, self.max_concurrent)
-        return Engine(Runner(model, pool, getattr(torch, self.dtype)), self, name)
+        if pool.page_size and self.checkpoint_every % pool.page_size:
+            raise ConfigError(
+                "checkpoint_every", self.checkpoint_every, f"a multiple of {pool.page_size}, the page of this model"
+            )
+        return Engine(Runner(model, pool, getattr(torch, self.dtype)), self, name, tokenizer)
 
 
 class Load(NamedTuple):
@@ -100,9 +134,10 @@ class Engine:
         runner: the model.
         settings: the limits.
         name: of the model, for logs.
+        tokenizer: fingerprint of the vocabulary.
     """
 
-    def __init__(self, runner: Runner, settings: EngineConfig, name: str) -> None:
+    def __init__(self, runner: Runner, settings: EngineConfig, name: str, tokenizer: str = "") -> None:
         self.name = name
         self._runner, self._pool = runner, runner.pool
         self._threads = settings.threads
@@ -112,12 +147,25 @@ class Engine:
             page_size=self._pool.page_size,
             prefill_chunk=settings.prefill_chunk,
             long_prompt_chunk=settings.long_prompt_chunk,
+            checkpoint_every=settings.checkpoint_every,
         )
-        self._scheduler = Scheduler(limits, self._pool.pages, begin=self._begin)
+        self._scheduler = Scheduler(
+            limits, self._pool.pages, reclaim=self._reclaim, begin=self._begin, leave=self._leave
+        )
+        self._tokenizer = tokenizer
+        folder = None
+        if settings.checkpoint_dir and settings.checkpoint_every:
+            place = Path(settings.checkpoint_dir).expanduser()
+            folder = CheckpointFolder(place, self.origin, settings.checkpoint_disk_mib * 2**20)
+        self._prefixes = PrefixTree(
+            self._pool, settings.checkpoint_every, settings.checkpoint_budget_mib * 2**20, folder
+        )
+        self._sessions = Sessions(self._pool, self._prefixes, settings.max_sessions, lambda: self.origin, self._reclaim)
+        self._calls: deque[tuple[Future[Any], Callable[[Sessions], Any]]] = deque()
         self._swap_budget = settings.swap_budget_mib * 2**20
         self._swapped = 0
         self._arrivals = itertools.count()
-        self._changed = threading.Condition()  # guards the scheduler
+        self._changed = threading.Condition(threading.RLock())  # guards the scheduler
         self._accepting = True
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
@@ -132,18 +180,59 @@ class Engine:
     def num_parameters(self) -> int:
         return self._runner.model.num_parameters
 
+    @functools.cached_property
+    def origin(self) -> Origin:
+        """The hashes of the weights and of the vocabulary, which a state belongs to."""
+        return Origin(fingerprint(self._runner.model), self._tokenizer)
+
     def state_bytes(self, seq_len: int) -> int:
         """Bytes that the state of one request takes at `seq_len` tokens."""
         pool = self._pool
         return pool.row_bytes + self._scheduler.limits.pages(seq_len) * pool.page_bytes
 
-    def submit(self, request: GenerationRequest) -> Generation:
+    def submit(self, request: GenerationRequest, session: str | None = None) -> Generation:
         """Queue a request; its events come from the result.
 
+        Args:
+            request: what is asked. With a session, its tokens are those that follow the session's.
+            session: the name of the stream to continue.
+
         Raises:
-            RequestError: 413 for a request that is too long, 422 for a token that is none, 503 for an engine that is
-                full or closing.
+            RequestError: 404 for a session that is not there, 409 for one that is busy, 413 for a request that is too
+                long, 422 for a token that is none, 503 for an engine that is full or closing.
         """
+        if session is not None:
+            return self._continue(request, session)
+        self._check(request)
+        return self._queue(request, None)
+
+    async def session(self, call: Callable[[Sessions], T]) -> T:
+        """Do something with the sessions, between two steps: ``await engine.session(lambda s: s.fork(name))``."""
+        return await asyncio.wrap_future(self.call(call))
+
+    def call(self, call: Callable[[Sessions], T]) -> Future[T]:
+        """What `session` does, for callers without an event loop."""
+        future: Future[T] = Future()
+        with self._changed:
+            if not self._accepting:
+                raise RequestError(503, f"{self.name} is shutting down.")
+            self._calls.append((future, call))
+            self._changed.notify_all()
+        return future
+
+    def _continue(self, request: GenerationRequest, name: str) -> Generation:
+        with self._changed:
+            session = self._sessions.idle(name)
+            whole = dataclasses.replace(request, tokens=(*session.tokens, *request.tokens))
+            self._check(whole)
+            session.busy = True
+            try:
+                return self._queue(whole, session)
+            except BaseException:
+                session.busy = False
+                raise
+
+    def _check(self, request: GenerationRequest) -> None:
         settings = self._runner.model.config
         if request.seq_len > settings.max_seq_len:
             raise RequestError(
@@ -153,14 +242,16 @@ class Engine:
             )
         if min(request.tokens) < 0 or max(request.tokens) >= settings.vocab_size:
             raise RequestError(422, f"The prompt has token ids outside 0 to {settings.vocab_size - 1}.")
-        sequence = Sequence(request, next(self._arrivals))
+
+    def _queue(self, request: GenerationRequest, session: Session | None) -> Generation:
+        sequence = Sequence(request, next(self._arrivals), session)
         with self._changed:
             if not self._accepting:
                 raise RequestError(503, f"{self.name} is shutting down.")
             displaced = self._scheduler.add(sequence)
             self._changed.notify_all()
         if displaced is not None:
-            displaced.finish("displaced")
+            self._end(displaced, "displaced")
         return sequence.generation
 
     def load(self) -> Load:
@@ -202,23 +293,72 @@ class Engine:
                     log.exception("A step of %s failed", self.name)
                     self._end_all("error", _describe(error))
         self._end_all("shutdown")
+        while self._calls:
+            self._calls.popleft()[0].set_exception(RequestError(503, f"{self.name} is shutting down."))
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._scheduler.sequences())
+            self._changed.wait_for(lambda: self._stopping or self._calls or self._scheduler.sequences())
             return not self._stopping
 
     def _step(self) -> None:
+        self._answer_calls()
         with self._changed:
             plan = self._scheduler.schedule()
         self._settle(plan)
         for output in self._runner.run(plan):
+            self._keep(output.sequence)
             self._commit(output)
 
+    def _answer_calls(self) -> None:
+        """Do what was asked of the sessions."""
+        while self._calls:
+            future, call = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                with self._changed:
+                    result = call(self._sessions)
+            except Exception as error:  # the asker's, with its traceback
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
     def _begin(self, sequence: Sequence) -> Row:
-        """The state that an admitted sequence starts from."""
-        sequence.position = 0 if sequence.stash is None else sequence.stash.length
-        return Row()
+        """The state that an admitted sequence starts from: its own, its session's, or that of a checkpoint."""
+        if sequence.stash is not None:
+            sequence.position = sequence.stash.length
+            return Row()
+        row = self._sessions.take(sequence.session) if sequence.session else None
+        if row is None:
+            found = self._prefixes.find(sequence.tokens, sequence.request.cache_salt)
+            row = self._prefixes.start(found.node) if found.node else Row()
+            sequence.miss = found.miss
+        sequence.position = row.length
+        if not sequence.preemptions:
+            sequence.cached = row.length
+        return row
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Make a checkpoint where one is due."""
+        row, every = sequence.row, self._prefixes.every
+        if every and row is not None and row.length and row.length % every == 0 and row.length == sequence.position:
+            salt = sequence.request.cache_salt
+            self._prefixes.put(sequence.tokens[: row.length], row, self._runner.recurrent(row), salt)
+
+    def _reclaim(self, count: int) -> None:
+        """Free pages of checkpoints and idle sessions, the longest unused first."""
+        while count > self._pool.pages.num_free:
+            kept = self._prefixes if self._prefixes.oldest <= self._sessions.oldest else self._sessions
+            if not kept.evict():
+                return
+
+    def _leave(self, sequence: Sequence) -> None:
+        """A session keeps the state of its stream, unless the stream has failed."""
+        if sequence.session is not None and not sequence.failed:
+            self._runner.part(sequence.active)
+            if sequence.active.recurrent is not None:
+                self._sessions.park(sequence.session, sequence.active)
 
     def _settle(self, plan: Plan) -> None:
         """Everybody out, then everybody in: pages that change hands still hold what they held."""
@@ -256,7 +396,7 @@ class Engine:
                 log.exception("Sampling failed for a request to %s", self.name)
                 error = failure
         if error is not None:
-            reason = "error"
+            reason, sequence.failed = "error", True
         if reason is not None:
             with self._changed:
                 self._scheduler.remove(sequence)
@@ -266,6 +406,10 @@ class Engine:
         if sequence.row is not None:
             self._runner.release(sequence.row)
         self._drop_stash(sequence)
+        if sequence.session is not None:
+            if reason not in ("error", "displaced"):
+                sequence.session.tokens = list(sequence.tokens)
+            sequence.session.busy = False
         sequence.finish(reason, error)
         with self._changed:
             self._changed.notify_all()
@@ -274,9 +418,19 @@ class Engine:
         with self._changed:
             sequences = self._scheduler.sequences()
             for sequence in sequences:
+                sequence.failed = reason == "error"
                 self._scheduler.remove(sequence)
         for sequence in sequences:
             self._end(sequence, reason, error)
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """A hash of the sizes and weights of a model."""
+    digest = hashlib.sha256(repr(getattr(model, "config", None)).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
 
 
 def _describe(error: Exception) -> str:

@@ -13,7 +13,7 @@ from hfa.errors import ConfigError
 from hfa.inference.pages import PagePool
 from hfa.inference.row import Row, Stash
 from hfa.models import LanguageModel
-from hfa.models.index import Tries
+from hfa.models.index import CODES, Tries
 from hfa.models.memory import Memory
 from hfa.models.pages import PagedMemory
 from hfa.models.state import State, num_bytes, state_to
@@ -36,7 +36,7 @@ class StatePool:
     """
 
     def __init__(self, model: LanguageModel, device: torch.device, budget_bytes: int, max_rows: int) -> None:
-        self._model, self.device = model, device
+        self.device, self.vocab_size = device, model.config.vocab_size
         self.like = model.init_state(1)
         self.row_bytes = model.state_bytes(0)
         token_bytes = (model.state_bytes(2 * _LONG) - model.state_bytes(_LONG)) / _LONG
@@ -93,32 +93,84 @@ class StatePool:
 
     def begin(self, row: Row) -> None:
         """Give a row the state before the first token."""
-        self._rows.add(row)
         row.length = 0
-        row.recurrent = [x.clone() for x in _find(self.like, Tensor)]
-        row.tries = [Tries(*(x.clone() for x in tries)) for tries in _find(self.like, Tries)]
+        self.adopt(row, [x.clone() for x in _find(self.like, Tensor)])
 
-    def tries_at(self, row: Row, length: int) -> list[Tries]:
-        """The tries of a row for another one that goes on from its first `length` tokens.
+    def adopt(self, row: Row, recurrent: Sequence[Tensor], tries: Sequence[Tries] | None = None) -> None:
+        """Make tensors of another row a row's own; without tries, they are built anew from the codes."""
+        self._rows.add(row)
+        row.recurrent = list(recurrent)
+        like = _find(self.like, Tries) if tries is None else tries
+        row.tries = [Tries(*(x.clone() for x in part)) for part in like]
 
-        Those of an earlier moment are built anew from the codes, by the first query.
+    def fork(self, row: Row) -> Row:
+        """Another row in the state of `row`, which shares its full pages; a free page is there for the last one."""
+        full = row.length // self.page_size if self.page_size else 0
+        other = Row(pages=row.pages[:full], length=row.length)
+        self.pages.hold(other.pages)
+        if self.page_size and row.length % self.page_size:
+            other.pages += self.pages.take(1)
+            self.paste(other.pages[-1:], self.copy(row.pages[full : full + 1]))
+        assert row.recurrent is not None
+        self.adopt(other, row.recurrent, row.tries)
+        return other
+
+    def copy(self, pages: Sequence[int]) -> list[list[Tensor]]:
+        """What stands in some pages, of each memory for each of its pools."""
+        return [[pool[list(pages)] for pool in store] for store in self._stores]
+
+    def paste(self, pages: Sequence[int], contents: Sequence[Sequence[Tensor]]) -> None:
+        """Write what `copy` returned."""
+        for store, parts in zip(self._stores, contents, strict=True):
+            for pool, part in zip(store, parts, strict=True):
+                pool[list(pages)] = part.to(pool.device)
+
+    def stash(self, row: Row, *, portable: bool = False) -> Stash:
+        """A copy of a row's state outside the pages, on the CPU: what the model itself would carry.
+
+        Args:
+            row: not part of a batch.
+            portable: leave out the tries, which follow from the rest.
         """
-        if length == row.length:
-            return [Tries(*(x.clone() for x in tries)) for tries in row.tries]
-        return [Tries(*(x.clone() for x in tries)) for tries in _find(self.like, Tries)]
-
-    def stash(self, row: Row) -> Stash:
-        """A copy of a row's state outside the pages, on the CPU: what the model itself would carry."""
         constants, stores = iter(row.recurrent or ()), iter(self._stores)
         tries = iter(row.tries)
 
-        def part(kind: type, _: Any) -> Any:
+        def part(kind: type, like: Any) -> Any:
             if kind is Tensor:
                 return next(constants).clone()
-            return self._gather(next(stores), row) if kind is Memory else next(tries)
+            if kind is Memory:
+                return self._gather(next(stores), row)
+            return like if portable else next(tries)
 
         state = state_to(_rebuild(self.like, part), "cpu")
         return Stash(state, row.length, num_bytes(state))
+
+    def checked(self, state: State, length: int) -> State:
+        """A state from outside, with what kernels will rely on made sure of; its tries are built anew.
+
+        Raises:
+            ValueError: the first thing that is not as it should be.
+        """
+        kinds: list[tuple[type, Any]] = []
+        _visit(self.like, state, lambda kind, inner: kinds.append((kind, inner)))
+        given = iter(kinds)
+
+        def part(kind: type, like: Any) -> Any:
+            value = next(given)[1]
+            if kind is Tries:
+                return like
+            tensors = zip(like.pages, value.pages, strict=True) if kind is Memory else [(like, value)]
+            for wanted, got in tensors:
+                shape = (1, length, *wanted.shape[2:]) if kind is Memory else tuple(wanted.shape)
+                if tuple(got.shape) != shape or got.dtype != wanted.dtype:
+                    raise ValueError(
+                        f"a tensor is {tuple(got.shape)} of {got.dtype}, expected {shape} of {wanted.dtype}"
+                    )
+                if got.dtype == torch.uint8 and int(got.max()) >= CODES:
+                    raise ValueError(f"a code is {int(got.max())}, expected less than {CODES}")
+            return value
+
+        return _rebuild(self.like, part)
 
     def restore(self, row: Row, stash: Stash) -> None:
         """Write a stashed state into a row, which has the pages for it."""
@@ -139,12 +191,6 @@ class StatePool:
                     empty.append(*(page[:, : stash.length].to(self.device) for page in inner.pages))
 
         _visit(self.like, stash.state, part)
-
-    def copy_page(self, source: int, target: int) -> None:
-        """Copy one page to another, in all layers."""
-        for store in self._stores:
-            for pool in store:
-                pool[target] = pool[source]
 
     def move_to_cpu(self) -> None:
         """Everything, from a device that has run out of memory."""

@@ -25,6 +25,7 @@ class GenerationRequest:
         deadline_s: seconds from submission after which the answer ends as it is; None for no limit.
         priority: greater goes first, and may take the place of what is less.
         caller: whose request it is; callers of equal priority get equal shares.
+        cache_salt: only requests of the same salt share checkpoints of prompts.
         logprobs: how many of the likeliest tokens to report beside each token and its log-probability; None for
             none of it.
 
@@ -39,6 +40,7 @@ class GenerationRequest:
     deadline_s: float | None = None
     priority: int = 0
     caller: str = ""
+    cache_salt: str = ""
     logprobs: int | None = None
 
     def __post_init__(self) -> None:

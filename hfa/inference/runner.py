@@ -61,6 +61,13 @@ class Runner:
         self.part(row)
         return self.pool.stash(row)
 
+    def recurrent(self, row: Row) -> list[Tensor]:
+        """The tensors of constant size of a row, wherever they are."""
+        if row in self._rows:
+            at = self._rows.index(row)
+            return [x[at : at + 1] for x in self._batch]
+        return row.recurrent or []
+
     def part(self, row: Row) -> None:
         """Take a row out of the batch, so that its tensors are its own; nothing happens when they are."""
         if row in self._rows:
@@ -88,6 +95,8 @@ class Runner:
         return logits
 
     def _decode(self, sequences: list[Sequence]) -> list[Output]:
+        if not self.model.ragged:
+            return [self._guard(sequence, partial(self._decode_alone, sequence)) for sequence in sequences]
         if not sequences:
             return []
         self._join([sequence.active for sequence in sequences])

@@ -43,6 +43,7 @@ class Limits(NamedTuple):
         page_size: tokens of a page; 0 for a model whose state does not grow.
         prefill_chunk: tokens of prompts in a step.
         long_prompt_chunk: tokens in a step of prompts longer than `prefill_chunk`, while anybody streams.
+        checkpoint_every: where prompts are cut in any case, so that the state there can be kept; 0 for nowhere.
     """
 
     max_concurrent: int
@@ -50,6 +51,7 @@ class Limits(NamedTuple):
     page_size: int
     prefill_chunk: int
     long_prompt_chunk: int
+    checkpoint_every: int = 0
 
     def pages(self, length: int) -> int:
         """Pages of `length` tokens."""
@@ -73,6 +75,7 @@ class Scheduler:
         pages: the pages of all sequences.
         reclaim: evicts checkpoints until that many pages are free, or there is nothing left to evict.
         begin: the state that a sequence starts from, for one that is admitted; sets its position.
+        leave: is told of an active sequence that ends, while it still holds its pages.
 
     Source: fair shares by a counter of served tokens: virtual token counters, arXiv 2401.00588, section 4.
     """
@@ -84,10 +87,11 @@ class Scheduler:
         *,
         reclaim: Callable[[int], None] = lambda count: None,
         begin: Callable[[Sequence], Row] = lambda sequence: Row(),
+        leave: Callable[[Sequence], None] = lambda sequence: None,
     ) -> None:
         self.limits = limits
         self.pages = pages
-        self._reclaim, self._begin = reclaim, begin
+        self._reclaim, self._begin, self._leave = reclaim, begin, leave
         self._waiting: list[Sequence] = []
         self._prefilling: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -147,6 +151,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             return
         (self._running if sequence in self._running else self._prefilling).remove(sequence)
+        self._leave(sequence)
         self.pages.drop(sequence.active.pages)
 
     # The steps of `schedule`
@@ -212,7 +217,8 @@ class Scheduler:
         plan.prefill[:] = [chunk for chunk in plan.prefill if chunk.sequence.row is not None]
 
     def _cut(self, sequence: Sequence, chunk: int) -> int:
-        return min(len(sequence.tokens), (sequence.position // chunk + 1) * chunk)
+        cuts = [(sequence.position // every + 1) * every for every in (chunk, self.limits.checkpoint_every) if every]
+        return min(len(sequence.tokens), *cuts)
 
     # Room
 

@@ -11,6 +11,7 @@ from hfa.inference.generation import Generation
 from hfa.inference.request import FinishEvent, FinishReason, GenerationRequest, Logprobs, Timing, TokenEvent
 from hfa.inference.row import Row, Stash
 from hfa.inference.sampling import log_probabilities, sample
+from hfa.inference.session import Session
 
 
 class Sequence:
@@ -22,10 +23,12 @@ class Sequence:
     Args:
         request: what is asked.
         arrival: number of the request, in the order of submission.
+        session: the stream that it continues, if any.
     """
 
-    def __init__(self, request: GenerationRequest, arrival: int = 0) -> None:
+    def __init__(self, request: GenerationRequest, arrival: int = 0, session: Session | None = None) -> None:
         self.request = request
+        self.session = session
         self.arrival = arrival
         self.generation = Generation()
         self.tokens = list(request.tokens)
@@ -36,6 +39,7 @@ class Sequence:
         self.cached = 0  # tokens of the prompt that a checkpoint had
         self.miss = ""
         self.preemptions = 0
+        self.failed = False  # its state is good for nothing
         self._generator = request.sampling.generator()
         self._submitted = time.monotonic()
         self._admitted: float | None = None

@@ -118,6 +118,8 @@ class LanguageModel(nn.Module):
         mixers: one a layer.
     """
 
+    ragged: ClassVar[bool] = True  # whether rows of different lengths can be one batch
+
     def __init__(self, settings: ModelConfig, mixers: Sequence[Mixer]) -> None:
         super().__init__()
         self.config = settings

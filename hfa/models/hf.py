@@ -111,6 +111,8 @@ class HFModel(LanguageModel):
         body: the model without its head.
     """
 
+    ragged = False
+
     def __init__(self, settings: HFConfig, body: Any) -> None:
         nn.Module.__init__(self)
         self.config = settings

@@ -169,7 +169,7 @@ class HFAMiner:
                 path = checkpoint.resolve(spec, architecture=name, root=Path(self._config.checkpoint_root).expanduser())
                 artifact = checkpoint.load(path)
                 _check_vocabulary(artifact)
-                engine = self._config.engine.build(artifact.model, name)
+                engine = self._config.engine.build(artifact.model, name, artifact.tokenizer.fingerprint())
             except ConfigError as error:
                 raise error.under("engine") from None
             except HFAError as error:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +20,8 @@ from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, 
 from hfa.inference.device import place
 from hfa.inference.pool import StatePool
 from hfa.inference.runner import Runner
-from hfa.models import architectures
 
+NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml"))
 BROKEN, POISON = 21, 22  # of the hash model: reading one raises, the other makes NaN
 
 
@@ -114,11 +115,25 @@ def test_ragged_admission_equals_lone_runs(hash_model, limits, asked, chunk, con
         assert leaves or tokens == lone(hash_model(), request)
 
 
-@pytest.mark.parametrize("name", sorted(architectures()))
+@pytest.mark.parametrize("name", NAMES)
 def test_real_models_answer_the_same_alone_and_among_others(start, tiny, name):
     model = tiny(name)
     asked = [ask(range(1, 2 + 7 * i), 6, seed=i, temperature=float(i % 2)) for i in range(5)]
     engine = start(model, prefill_chunk=8, long_prompt_chunk=8, max_concurrent=3)
+
+    async def main():
+        return await asyncio.gather(*(collect(engine.submit(request)) for request in asked))
+
+    together = [tokens for tokens, _ in asyncio.run(main())]
+    assert together == [answer(engine, request)[0] for request in asked]
+
+
+@pytest.mark.parametrize("name", ["llama", "xlstm"])
+def test_peers_of_transformers_go_through_the_same_engine(start, tiny, name):
+    """Their rows cannot differ in length, so each decodes by itself."""
+    pytest.importorskip("transformers")
+    engine = start(tiny(f"hf/{name}"), prefill_chunk=8, long_prompt_chunk=8, max_concurrent=3, state_budget_mib=16)
+    asked = [ask(range(1, 2 + 7 * i), 4, seed=i, temperature=float(i % 2)) for i in range(4)]
 
     async def main():
         return await asyncio.gather(*(collect(engine.submit(request)) for request in asked))

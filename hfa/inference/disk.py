@@ -1,0 +1,112 @@
+"""Checkpoints on disk: one safetensors file each, found again after a restart."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".safetensors"
+
+
+class Stored(NamedTuple):
+    """What a file has: the tensors of constant size, and of each exact memory those of the pages since the parent."""
+
+    recurrent: list[Tensor]
+    pages: list[list[Tensor]]
+
+
+class Origin(NamedTuple):
+    """Whose states they are; no other may go on from them."""
+
+    model: str  # hash of the weights
+    tokenizer: str  # fingerprint of the vocabulary
+
+
+class CheckpointFolder:
+    """A folder of checkpoints within a budget; the one unused for longest goes first.
+
+    Args:
+        path: the folder, made when it is not there.
+        origin: the model and tokenizer in use.
+        budget_bytes: for all files.
+    """
+
+    def __init__(self, path: Path, origin: Origin, budget_bytes: int) -> None:
+        self.path, self.origin, self._budget = path, origin, budget_bytes
+        path.mkdir(parents=True, exist_ok=True)
+        for torn in path.glob("*.new"):
+            torn.unlink(missing_ok=True)
+        self._sizes = {file.name: file.stat().st_size for file in path.glob(f"*{_SUFFIX}")}
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self._sizes.values())
+
+    def write(
+        self, key: bytes, parent: bytes, position: int, recurrent: Sequence[Tensor], pages: Sequence[Sequence[Tensor]]
+    ) -> None:
+        """Write a checkpoint; a reader finds it whole or not at all. A disk that is full costs a warning."""
+        tensors = {f"recurrent.{i}": x for i, x in enumerate(recurrent)}
+        tensors |= {f"pages.{i}.{j}": x for i, store in enumerate(pages) for j, x in enumerate(store)}
+        file = self._file(key)
+        fresh = file.with_suffix(".new")
+        facts = {"position": str(position), "parent": parent.hex(), **self.origin._asdict()}
+        try:
+            contiguous = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+            safetensors.torch.save_file(contiguous, fresh, metadata=facts)
+            fresh.replace(file)
+        except (OSError, safetensors.SafetensorError) as error:
+            log.warning("A checkpoint could not be written to %s: %s", self.path, error)
+            return
+        self._sizes[file.name] = file.stat().st_size
+        self._make_room()
+
+    def read(self, key: bytes) -> Stored | Literal["", "other model", "other tokenizer"]:
+        """A checkpoint, or why there is none: nothing there, or another's."""
+        file = self._file(key)
+        if file.name not in self._sizes:
+            return ""
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                facts = opened.metadata()
+                if facts["model"] != self.origin.model:
+                    return "other model"
+                if facts["tokenizer"] != self.origin.tokenizer:
+                    return "other tokenizer"
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            os.utime(file)
+        except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+            log.warning("%s is torn and is removed (%s)", file, error)
+            self._remove(file.name)
+            return ""
+        count = sum(name.startswith("recurrent.") for name in tensors)
+        stores: list[list[Tensor]] = []
+        while f"pages.{len(stores)}.0" in tensors:
+            store: list[Tensor] = []
+            while (name := f"pages.{len(stores)}.{len(store)}") in tensors:
+                store.append(tensors[name])
+            stores.append(store)
+        return Stored([tensors[f"recurrent.{i}"] for i in range(count)], stores)
+
+    def _file(self, key: bytes) -> Path:
+        return self.path / f"{key.hex()}{_SUFFIX}"
+
+    def _make_room(self) -> None:
+        while self.num_bytes > self._budget and self._sizes:
+            times = {name: (self.path / name).stat().st_mtime_ns for name in self._sizes if (self.path / name).exists()}
+            oldest = min(self._sizes, key=lambda name: times.get(name, 0))
+            self._remove(oldest)
+
+    def _remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+        self._sizes.pop(name, None)

@@ -1,0 +1,263 @@
+"""Sessions: streams that stay when an answer ends, to be continued, forked, rolled back and carried elsewhere."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hfa.errors import RequestError
+from hfa.inference.disk import Origin
+from hfa.inference.pool import StatePool
+from hfa.inference.prefix import PrefixTree
+from hfa.inference.row import Row, Stash
+from hfa.models.state import flatten, num_bytes, unflatten
+
+_FORMAT = "hfa-session-1"
+
+
+@dataclass(eq=False)
+class Session:
+    """A stream of tokens, and the state after some or all of them.
+
+    Args:
+        name: by which it is asked for.
+        tokens: all so far; the last ones may not be read yet.
+        row: the state after the first ``row.length`` of them; None to read from the nearest checkpoint.
+        marks: states that snapshots keep, by position.
+        busy: whether a request is running on it.
+        used: when it was, last, on the clock of the checkpoints.
+    """
+
+    name: str
+    tokens: list[int] = field(default_factory=list)
+    row: Row | None = None
+    marks: dict[int, Row] = field(default_factory=dict)
+    busy: bool = False
+    used: int = 0
+
+    def rows(self) -> list[Row]:
+        """All states it keeps."""
+        return [*self.marks.values(), *([self.row] if self.row else [])]
+
+
+class Sessions:
+    """The sessions of one engine. Only its thread may call these.
+
+    Their pages are kept as those of checkpoints are: when streams need the room, the state of the session unused for
+    longest goes, and its tokens stay; they are read again when it is continued.
+
+    Args:
+        pool: the states.
+        prefixes: the checkpoints, which sessions fall back on.
+        limit: sessions at once; the idle one unused for longest is dropped for a new one.
+        origin: the model and the tokenizer, which an exported session names; asked for when it is needed.
+        reclaim: frees pages, if it can.
+    """
+
+    def __init__(
+        self,
+        pool: StatePool,
+        prefixes: PrefixTree,
+        limit: int,
+        origin: Callable[[], Origin],
+        reclaim: Callable[[int], None],
+    ) -> None:
+        self._pool, self._prefixes, self._limit = pool, prefixes, limit
+        self._origin, self._reclaim = origin, reclaim
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def create(self, tokens: Iterable[int] = ()) -> Session:
+        """A session that begins with `tokens`, which are read with its first request.
+
+        Raises:
+            RequestError: 503 when all there may be are busy.
+        """
+        if len(self._sessions) >= self._limit:
+            idle = min((one for one in self._sessions.values() if not one.busy), key=lambda s: s.used, default=None)
+            if idle is None:
+                raise RequestError(503, f"All {self._limit} sessions are busy; try again later.")
+            self.delete(idle.name)
+        session = Session(secrets.token_urlsafe(12), list(tokens), used=self._prefixes.tick())
+        self._sessions[session.name] = session
+        return session
+
+    def get(self, name: str) -> Session:
+        """Raises RequestError 404 for a session that is not there."""
+        if name not in self._sessions:
+            raise RequestError(404, f"session: got {name[:40]!r}, which is not here; it may have been dropped.")
+        return self._sessions[name]
+
+    def idle(self, name: str) -> Session:
+        """A session that nobody is using. Raises RequestError 404 or 409."""
+        session = self.get(name)
+        if session.busy:
+            raise RequestError(409, "A request is running on this session; wait for it to end, or fork the session.")
+        return session
+
+    def delete(self, name: str) -> None:
+        """Forget a session that nobody is using."""
+        session = self.idle(name)
+        for row in session.rows():
+            self._pool.pages.forget(row.pages)
+        del self._sessions[name]
+
+    def snapshot(self, name: str) -> int:
+        """Keep the state as it is; returns the position, to roll back to or to fork at without reading anything."""
+        session = self.idle(name)
+        if session.row is None:
+            raise RequestError(409, "The session has no state to keep: continue it first.")
+        position = session.row.length
+        if position not in session.marks:
+            session.marks[position] = self._parked(self._forked(session.row))
+        return position
+
+    def fork(self, name: str, at: int | None = None) -> Session:
+        """A new session with the first `at` tokens of another; with all of them when that is not said."""
+        session = self.idle(name)
+        at = len(session.tokens) if at is None else at
+        self._check(session, at)
+        nearest = max((row for row in session.rows() if row.length <= at), key=lambda r: r.length, default=None)
+        other = self.create(session.tokens[:at])
+        if nearest is not None and nearest.length:
+            other.row = self._parked(self._forked(nearest))
+        return other
+
+    def roll_back(self, name: str, to: int) -> Session:
+        """Forget all but the first `to` tokens."""
+        session = self.idle(name)
+        self._check(session, to)
+        for position in [position for position in session.marks if position > to]:
+            self._pool.pages.forget(session.marks.pop(position).pages)
+        if session.row is not None and session.row.length > to:
+            self._pool.pages.forget(session.row.pages)
+            session.row = None
+        if session.row is None and session.marks:
+            session.row = self._parked(self._forked(session.marks[max(session.marks)]))
+        session.tokens = session.tokens[:to]
+        return session
+
+    def take(self, session: Session) -> Row | None:
+        """The state to go on from, now the stream's own; None where there is none."""
+        row, session.row = session.row, None
+        if row is not None:
+            self._pool.pages.hold(row.pages)
+            self._pool.pages.forget(row.pages)
+        return row
+
+    def park(self, session: Session, row: Row) -> None:
+        """Keep the state of a stream that has ended; it still holds its pages."""
+        session.row = row
+        self._pool.pages.keep(row.pages)
+        session.used = self._prefixes.tick()
+
+    def export(self, name: str) -> bytes:
+        """The session as safetensors: its tokens and its state, to be imported by any engine of the same model."""
+        session = self.idle(name)
+        stash = self._pool.stash(session.row, portable=True) if session.row else None
+        tensors = flatten(stash.state) if stash else {}
+        tensors = {f"state.{path}": x.contiguous() for path, x in tensors.items()}
+        tensors["tokens"] = torch.tensor(session.tokens, dtype=torch.long)
+        length = stash.length if stash else 0
+        facts = {"format": _FORMAT, "length": str(length), **self._origin()._asdict()}
+        return safetensors.torch.save(tensors, metadata=facts)
+
+    def load(self, data: bytes) -> Session:
+        """A session that another engine exported.
+
+        Raises:
+            RequestError: 422 for what is none, or of another model or tokenizer; 503 without room for it.
+        """
+        facts, tensors = _read(data)
+        for key, own in self._origin()._asdict().items():
+            if facts.get(key) != own:
+                raise RequestError(422, f"The session is of another {key}; it can go on with its own only.")
+        tokens, length = tensors.pop("tokens"), int(facts["length"])
+        vocab_size = self._pool.vocab_size
+        if tokens.dtype != torch.long or tokens.dim() != 1 or not 0 <= length <= len(tokens):
+            raise RequestError(422, "The session's tokens are not what an export has.")
+        if ((tokens < 0) | (tokens >= vocab_size)).any():
+            raise RequestError(422, f"The session has token ids outside 0 to {vocab_size - 1}.")
+        row = self._filled({path.removeprefix("state."): x for path, x in tensors.items()}, length) if length else None
+        session = self.create(tokens.tolist())
+        if row is not None:
+            session.row = self._parked(row)
+        return session
+
+    def evict(self) -> bool:
+        """Drop the states of the idle session unused for longest; whether there were any."""
+        session = min(self._evictable(), key=lambda one: one.used, default=None)
+        if session is None:
+            return False
+        for row in session.rows():
+            self._pool.pages.forget(row.pages)
+        session.row, session.marks = None, {}
+        return True
+
+    @property
+    def oldest(self) -> float:
+        """When the next one to lose its state was used; infinity without any."""
+        return min((session.used for session in self._evictable()), default=float("inf"))
+
+    def _evictable(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.rows()]
+
+    def _check(self, session: Session, position: int) -> None:
+        if not 0 <= position <= len(session.tokens):
+            raise RequestError(422, f"position: got {position}, expected 0 to {len(session.tokens)}.")
+
+    def _forked(self, row: Row) -> Row:
+        self._pool.pages.hold(row.pages)  # making room must not take them
+        try:
+            self._make_room(1 if self._pool.page_size and row.length % self._pool.page_size else 0)
+            return self._pool.fork(row)
+        finally:
+            self._pool.pages.drop(row.pages)
+
+    def _make_room(self, count: int) -> None:
+        if count > self._pool.pages.num_free:
+            self._reclaim(count)
+        if count > self._pool.pages.num_free:
+            free = self._pool.pages.num_free
+            raise RequestError(503, f"The session needs {count} pages of memory, and {free} are free; try again later.")
+
+    def _parked(self, row: Row) -> Row:
+        self._pool.pages.keep(row.pages)
+        self._pool.pages.drop(row.pages)
+        return row
+
+    def _filled(self, tensors: dict[str, Tensor], length: int) -> Row:
+        try:
+            state = self._pool.checked(unflatten(self._pool.like, tensors), length)
+        except KeyError as error:
+            raise RequestError(422, f"The session has no tensor {error}.") from None
+        except ValueError as error:
+            raise RequestError(422, f"The session's state is not one of this model: {error}.") from None
+        needed = -(-length // self._pool.page_size) if self._pool.page_size else 0
+        self._make_room(needed)
+        row = Row(pages=self._pool.pages.take(needed))
+        self._pool.restore(row, Stash(state, length, num_bytes(state)))
+        return row
+
+
+def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors of an export. Raises RequestError 422."""
+    try:
+        tensors = safetensors.torch.load(data)
+        size = int.from_bytes(data[:8], "little")
+        facts = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise RequestError(422, f"The body is no safetensors file ({str(error)[:80]}).") from None
+    if facts.get("format") != _FORMAT or "tokens" not in tensors or not str(facts.get("length", "")).isdigit():
+        raise RequestError(422, "The file is no exported session.")
+    return facts, tensors

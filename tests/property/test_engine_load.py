@@ -1,0 +1,280 @@
+"""The engine under random load: every answer is the model's own, and at the end everything is where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hfa.config import from_node
+from hfa.errors import RequestError
+from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling
+from hfa.inference.sampling import sample
+from hfa.models import LanguageModel, ModelConfig
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+TINY = {
+    "vocab_size": 61,
+    "d_model": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "d_ff": 48,
+    "dropout": 0.0,
+    "max_seq_len": 4096,
+    "num_channels": 8,
+    "active_channels": 4,
+    "num_memory_heads": 1,
+    "window": 8,
+    "block_size": 4,
+    "num_retrieved": 4,
+    "num_ranked": 8,
+    "chunk_size": 8,
+}
+PATTERNS = {"hfa": ["flow", "anchor"], "hybrid": ["routed", "anchor"]}
+POISON = 60  # in a prompt, its embedding is NaN
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pages() -> Iterator[None]:
+    """Pages of four tokens for models without anchor blocks as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hfa.inference.pool._PAGE_SIZE", 4)
+        yield
+
+
+def build(name: str) -> LanguageModel:
+    values = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
+    small = {key: value for key, value in TINY.items() if key in values}
+    if name in PATTERNS:
+        small["pattern"] = PATTERNS[name]
+    torch.manual_seed(0)
+    model = from_node(values | small, "model", ModelConfig).build().eval()
+    with torch.no_grad():
+        model.embedding.weight *= 4  # answers that are no constant
+    return model
+
+
+def limits(**more: object) -> dict[str, Any]:
+    values = yaml.safe_load((CONF / "engine" / "default.yaml").read_text())
+    values.pop("_target_")
+    own = {"device": "cpu", "threads": 1, "prefill_chunk": 8, "long_prompt_chunk": 4, "max_queue": 100}
+    own |= {"state_budget_mib": 4}
+    return values | own | {"checkpoint_every": 8} | more
+
+
+def start(name: str, *, pages: int, max_concurrent: int, **more: object) -> Engine:
+    """An engine with that many pages of memory."""
+    engine = EngineConfig(**limits(max_concurrent=max_concurrent, **more)).build(build(name), name)
+    pool = engine._pool.pages
+    if pool.num_pages > pages:
+        pool._free = list(range(pages))
+        pool.num_pages = pages
+    return engine
+
+
+def lone(model: LanguageModel, request: GenerationRequest) -> list[int]:
+    """The answer by the model alone."""
+    generator, answer = request.sampling.generator(), []
+    with torch.inference_mode():
+        logits, state = model(torch.tensor([request.tokens]))
+        logits = logits[:, -1]
+        while len(answer) < request.max_tokens:
+            token = sample(logits[0], request.sampling, generator, request.tokens, answer)
+            answer.append(token)
+            logits, state = model.step(torch.tensor([token]), state)
+    return answer
+
+
+def check_empty(engine: Engine) -> None:
+    """Nothing is lost, shared or leaked once all streams have ended."""
+    limit = time.monotonic() + 30
+    while engine.load().running + engine.load().waiting:
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    pool = engine._pool.pages
+    assert pool.num_free + pool.num_idle == pool.num_pages
+    assert engine.load().swapped_bytes == 0
+    while engine._prefixes.evict():
+        continue
+    assert pool.num_free == pool.num_pages
+    assert sorted(pool._free) == list(range(pool.num_pages))
+    assert not engine._runner._rows
+
+
+sampling = st.builds(
+    Sampling,
+    seed=st.integers(0, 2**32),
+    temperature=st.sampled_from([0.0, 0.0, 0.8]),
+    top_k=st.sampled_from([0, 5]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+)
+
+
+@st.composite
+def load(draw):
+    """Requests that partly begin alike, some of which are given up after a while."""
+    common = draw(st.lists(st.integers(0, 59), min_size=20, max_size=20))
+    asked = []
+    for _ in range(draw(st.integers(1, 8))):
+        tokens = [*common[: draw(st.integers(0, 20))], *draw(st.lists(st.integers(0, 59), min_size=1, max_size=12))]
+        request = GenerationRequest(
+            tokens=tuple(tokens),
+            max_tokens=draw(st.integers(1, 12)),
+            sampling=draw(sampling),
+            priority=draw(st.integers(0, 2)),
+            caller=draw(st.sampled_from("ab")),
+        )
+        asked.append((request, draw(st.sampled_from([None, None, None, 0, 2])), draw(st.booleans())))
+    return asked
+
+
+async def collect(engine: Engine, request: GenerationRequest, leaves_after: int | None):
+    tokens: list[int] = []
+    stream = engine.submit(request)
+    if leaves_after == 0:
+        stream.cancel()
+    async for event in stream:
+        if isinstance(event, FinishEvent):
+            return tokens, event
+        tokens.append(event.token)
+        if leaves_after == len(tokens):
+            return tokens, None
+    raise AssertionError("no end")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(load(), st.integers(12, 30), st.integers(1, 4), st.sampled_from([0, 64]))
+def test_whatever_else_runs_the_answer_is_the_model_s(name, asked, pages, max_concurrent, swap):
+    """Joined, cut, set aside, swapped or read again, begun at a checkpoint: the tokens are those of a lone run."""
+    engine = start(name, pages=pages, max_concurrent=max_concurrent, swap_budget_mib=swap)
+
+    async def main():
+        tasks = []
+        for request, leaves_after, waits in asked:
+            tasks.append(asyncio.create_task(collect(engine, request, leaves_after)))
+            if waits:
+                await asyncio.sleep(0.003)
+        return await asyncio.wait_for(asyncio.gather(*tasks), 60)
+
+    try:
+        answers = asyncio.run(main())
+        check_empty(engine)
+    finally:
+        engine.close()
+    model = build(name)
+    for (request, leaves_after, _), (tokens, end) in zip(asked, answers, strict=True):
+        expected = lone(model, request)
+        if leaves_after is None:
+            assert end.reason == "length"
+            assert tokens == expected
+        else:
+            assert tokens == expected[: len(tokens)]
+
+
+def poisoned(module: torch.nn.Module, arguments: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    tokens = arguments[0]
+    return out.masked_fill((tokens == POISON)[..., None], torch.nan) if tokens.shape[1] > 1 else out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_poisoned_stream_reaches_no_neighbour(name):
+    """Its NaN stay in its own row and pages, also when others get those afterwards."""
+    engine = start(name, pages=40, max_concurrent=4, checkpoint_every=0)
+    engine._runner.model.embedding.register_forward_hook(poisoned)
+    good = [
+        GenerationRequest(tokens=tuple(range(n, n + 15)), max_tokens=20, sampling=Sampling(temperature=0.5, seed=n))
+        for n in range(12)
+    ]
+
+    async def main():
+        tasks = []
+        for request in good:
+            bad = GenerationRequest(tokens=(*range(18), POISON, 1, 2), max_tokens=5, sampling=Sampling())
+            tasks += [asyncio.create_task(collect(engine, one, None)) for one in (request, bad)]
+        return await asyncio.wait_for(asyncio.gather(*tasks), 60)
+
+    try:
+        answers = asyncio.run(main())
+        check_empty(engine)
+    finally:
+        engine.close()
+    model = build(name)
+    for request, (tokens, _), (nothing, failed) in zip(good, answers[::2], answers[1::2], strict=True):
+        assert failed.reason == "error"
+        assert nothing == []
+        assert tokens == lone(model, request)
+
+
+def test_being_set_aside_changes_nothing():
+    """Four pages for three streams that need two to three each: somebody is always set aside, and comes back."""
+    for swap in (0, 64):
+        engine = start("hfa", pages=12, max_concurrent=3, swap_budget_mib=swap, checkpoint_every=0)
+        asked = [
+            GenerationRequest(tokens=tuple(range(n, n + 12)), max_tokens=20, sampling=Sampling(seed=n, temperature=0.7))
+            for n in range(3)
+        ]
+
+        async def main(engine=engine, asked=asked):
+            return await asyncio.wait_for(asyncio.gather(*(collect(engine, one, None) for one in asked)), 60)
+
+        try:
+            answers = asyncio.run(main())
+            check_empty(engine)
+        finally:
+            engine.close()
+        assert sum(end.preemptions for _, end in answers) > 0
+        for request, (tokens, _) in zip(asked, answers, strict=True):
+            assert tokens == lone(build("hfa"), request)
+
+
+def test_many_requests_of_mixed_sizes_are_all_answered_or_refused():
+    """The small form of `python -m experiments.serving load`."""
+    engine = start("hfa", pages=60, max_concurrent=8, max_queue=32, swap_budget_mib=1)
+    draw = random.Random(0)
+    ended: dict[str, int] = {}
+
+    async def one(number: int) -> None:
+        request = GenerationRequest(
+            tokens=tuple(draw.choices(range(60), k=draw.choice([1, 5, 20, 60]))),
+            max_tokens=draw.choice([1, 3, 10]),
+            sampling=Sampling(seed=number, temperature=draw.choice([0.0, 1.0])),
+            priority=draw.choice([0, 0, 1]),
+            caller=draw.choice("abc"),
+            deadline_s=draw.choice([None, None, 0.05]),
+        )
+        try:
+            _, end = await collect(engine, request, draw.choice([None, None, None, None, 1]))
+            reason = "left" if end is None else end.reason
+        except RequestError as refused:
+            reason = f"refused with {refused.status}"
+        ended[reason] = ended.get(reason, 0) + 1
+
+    async def main():
+        tasks = []
+        for number in range(300):
+            tasks.append(asyncio.create_task(one(number)))
+            if number % 10 == 0:
+                await asyncio.sleep(0.01)
+        await asyncio.wait_for(asyncio.gather(*tasks), 120)
+
+    try:
+        asyncio.run(main())
+        check_empty(engine)
+    finally:
+        engine.close()
+    assert sum(ended.values()) == 300
+    assert set(ended) <= {"length", "left", "refused with 503", "deadline", "displaced"}
+    assert ended["length"]

@@ -1,0 +1,147 @@
+"""Checkpoints: what is read once is not read again, every miss has a reason, and a restart forgets nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from hfa.inference import Engine, FinishEvent, GenerationRequest, Sampling
+
+NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml"))
+EVERY = 64
+
+
+def ask(tokens, max_tokens=4, **rest) -> GenerationRequest:
+    return GenerationRequest(tokens=tuple(tokens), max_tokens=max_tokens, sampling=Sampling(), **rest)
+
+
+def answer(engine: Engine, request: GenerationRequest) -> tuple[list[int], FinishEvent]:
+    async def main():
+        *tokens, end = [event async for event in engine.submit(request)]
+        return [event.token for event in tokens], end
+
+    return asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.fixture
+def prompt() -> list[int]:
+    return torch.randint(0, 257, (300,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@pytest.fixture
+def kept(start):
+    """``kept(model, **settings)``: an engine with checkpoints every 64 tokens."""
+    return lambda model, **more: start(
+        model, **{"prefill_chunk": 64, "checkpoint_every": EVERY, "state_budget_mib": 64, **more}
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_known_prefix_is_not_read_again_and_the_answer_is_the_same(kept, tiny, prompt, name):
+    model = tiny(name)
+    cold = answer(kept(model, checkpoint_every=0), ask(prompt))
+    engine = kept(model)
+    first, again = answer(engine, ask(prompt)), answer(engine, ask(prompt))
+    assert cold[0] == first[0] == again[0]
+    assert (cold[1].cached_tokens, cold[1].miss) == (0, "off")
+    assert (first[1].cached_tokens, first[1].miss) == (0, "new")
+    assert (again[1].cached_tokens, again[1].miss) == (256, "")
+    other = answer(engine, ask([*prompt[:130], 5, *prompt[131:]]))
+    assert (other[1].cached_tokens, other[1].miss) == (128, "new")
+    assert other[0] == answer(kept(model, checkpoint_every=0), ask([*prompt[:130], 5, *prompt[131:]]))[0]
+
+
+def test_a_prefix_of_whole_blocks_leaves_a_token_to_read(kept, tiny, prompt):
+    engine = kept(tiny("hfa"))
+    answer(engine, ask(prompt[:128]))
+    assert answer(engine, ask(prompt[:128]))[1].cached_tokens == 64
+    assert answer(engine, ask(prompt[:129]))[1].cached_tokens == 128
+
+
+def test_a_short_prompt_says_so(kept, tiny, prompt):
+    assert answer(kept(tiny("hfa")), ask(prompt[:EVERY]))[1].miss == "short"
+
+
+def test_what_was_evicted_says_so(kept, tiny, prompt):
+    model = tiny("hfa")
+    engine = kept(model)
+    answer(engine, ask(prompt))
+    while engine._prefixes.evict():
+        continue
+    assert engine._prefixes.num_bytes == 0
+    assert engine._pool.pages.num_free == engine._pool.pages.num_pages
+    assert answer(engine, ask(prompt))[1].miss == "evicted"
+
+
+def test_a_budget_is_kept_and_the_longest_unused_goes(kept, tiny, prompt):
+    engine = kept(tiny("hfa"), checkpoint_budget_mib=1)
+    size = max(1, engine._prefixes._budget // 40_000)
+    for number in range(size):
+        answer(engine, ask([number % 257, number // 257, *prompt[:70]], 1))
+        assert engine._prefixes.num_bytes <= engine._prefixes._budget
+    assert answer(engine, ask([(size - 1) % 257, (size - 1) // 257, *prompt[:70]]))[1].cached_tokens == 64
+
+
+def test_another_salt_shares_nothing(kept, tiny, prompt):
+    engine = kept(tiny("hfa"))
+    answer(engine, ask(prompt, cache_salt="one"))
+    assert answer(engine, ask(prompt, cache_salt="two"))[1].cached_tokens == 0
+    assert answer(engine, ask(prompt, cache_salt="one"))[1].cached_tokens == 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_disk_a_checkpoint_survives_a_restart(kept, tiny, prompt, tmp_path, name):
+    model = tiny(name)
+    before = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    after = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
+    assert after[1].cached_tokens == 256
+    assert after[0] == before[0]
+
+
+def test_on_disk_another_model_s_and_another_tokenizer_s_are_told_apart(limits, tiny, prompt, tmp_path):
+    from hfa.inference import EngineConfig
+
+    more = {"prefill_chunk": 64, "checkpoint_every": EVERY, "state_budget_mib": 64, "checkpoint_dir": str(tmp_path)}
+    model, other = tiny("hfa"), tiny("hfa")
+    torch.nn.init.normal_(other.embedding.weight)
+    said = []
+    for one, vocabulary in ((model, "bytes"), (other, "bytes"), (model, "words")):
+        engine = EngineConfig(**limits | more).build(one, "hfa", vocabulary)
+        said.append(answer(engine, ask(prompt))[1].miss)
+        engine.close()
+        if len(said) == 1:
+            kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        for path, data in kept.items():
+            path.write_bytes(data)
+    assert said == ["new", "other model", "other tokenizer"]
+
+
+def test_a_torn_file_is_removed_and_the_prompt_is_read(kept, tiny, prompt, tmp_path: Path):
+    model = tiny("hfa")
+    first = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    again = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
+    assert again[0] == first[0]
+    assert again[1].cached_tokens == 0
+
+
+def test_the_folder_keeps_its_budget(kept, tiny, prompt, tmp_path):
+    engine = kept(tiny("hfa"), checkpoint_dir=str(tmp_path), checkpoint_disk_mib=1)
+    for number in range(30):
+        answer(engine, ask([number, *prompt], 1))
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2**20
+
+
+def test_checkpoints_give_way_to_streams(kept, tiny, prompt):
+    """The pages of checkpoints are free for the taking."""
+    engine = kept(tiny("transformer"), state_budget_mib=1, max_concurrent=1)
+    most = engine._pool.pages.num_pages * engine._pool.page_size
+    answer(engine, ask(prompt[: min(300, most - 8)], 1))
+    assert engine._pool.pages.num_idle
+    long = (prompt * 20)[: most - 8]
+    assert answer(engine, ask(long, 4))[1].reason == "length"

@@ -1,0 +1,214 @@
+"""Sessions as somebody uses them who keeps a conversation going."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from hfa.errors import RequestError
+from hfa.inference import Engine, EngineConfig, GenerationRequest, Sampling
+
+NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml"))
+SETTINGS = {"prefill_chunk": 64, "checkpoint_every": 64, "state_budget_mib": 64}
+
+
+def ask(tokens, max_tokens=5) -> GenerationRequest:
+    return GenerationRequest(tokens=tuple(tokens), max_tokens=max_tokens, sampling=Sampling())
+
+
+def answer(engine: Engine, request: GenerationRequest, session: str | None = None):
+    async def main():
+        *tokens, end = [event async for event in engine.submit(request, session)]
+        return [event.token for event in tokens], end
+
+    return asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def do(engine: Engine, call):
+    return engine.call(call).result(30)
+
+
+@pytest.fixture
+def text() -> list[int]:
+    return torch.randint(0, 257, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_turns_of_a_session_answer_as_one_long_prompt_would(start, tiny, text, name):
+    model = tiny(name)
+    engine = start(model, **SETTINGS)
+    session = do(engine, lambda s: s.create())
+    first, _ = answer(engine, ask(text), session.name)
+    second, end = answer(engine, ask(text[:7]), session.name)
+    assert session.tokens == [*text, *first, *text[:7], *second]
+    assert end.cached_tokens == len(text) + len(first) - 1, "the last token of an answer is read with what follows"
+    fresh = start(model, **SETTINGS)
+    assert answer(fresh, ask([*text, *first, *text[:7]]))[0] == second
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fork_goes_its_own_way(start, tiny, text, name):
+    engine = start(tiny(name), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text), one.name)
+    other = do(engine, lambda s: s.fork(one.name))
+    assert other.tokens == one.tokens
+    left, right = answer(engine, ask([1]), one.name), answer(engine, ask([2]), other.name)
+    assert left[1].cached_tokens == right[1].cached_tokens == len(text) + 4
+    third = do(engine, lambda s: s.fork(one.name, len(text) + 5))
+    assert answer(engine, ask([2]), third.name)[0] == right[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rolling_back_forgets_and_a_snapshot_makes_it_cheap(start, tiny, text, name):
+    engine = start(tiny(name), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text), one.name)
+    kept = list(one.tokens)
+    mark = do(engine, lambda s: s.snapshot(one.name))
+    first, _ = answer(engine, ask([1, 2, 3]), one.name)
+    do(engine, lambda s: s.roll_back(one.name, mark))
+    assert one.tokens == kept[:mark]
+    again, end = answer(engine, ask([*kept[mark:], 1, 2, 3]), one.name)
+    assert again == first
+    assert end.cached_tokens == mark
+    do(engine, lambda s: s.roll_back(one.name, 70))
+    other, end = answer(engine, ask([5] * 60), one.name)
+    assert end.cached_tokens == 64, "from the nearest checkpoint"
+    assert other == answer(engine, ask([*text[:70], *[5] * 60]))[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exported_session_goes_on_elsewhere(start, tiny, text, name):
+    model = tiny(name)
+    here, there = start(model, **SETTINGS), start(model, **SETTINGS)
+    one = do(here, lambda s: s.create())
+    answer(here, ask(text), one.name)
+    data = do(here, lambda s: s.export(one.name))
+    other = do(there, lambda s: s.load(data))
+    assert other.tokens == one.tokens
+    (stayed, _), (moved, end) = answer(here, ask([9]), one.name), answer(there, ask([9]), other.name)
+    assert stayed == moved
+    assert end.cached_tokens == len(text) + 4
+
+
+def test_what_is_imported_is_looked_at(start, tiny, text):
+    """A file from outside names no other model, no token and no code that there is not, and no other shape."""
+    engine = start(tiny("hfa"), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text), one.name)
+    data = do(engine, lambda s: s.export(one.name))
+    tensors = safetensors.torch.load(data)
+    facts = {"format": "hfa-session-1", "length": str(len(text) + 4), **engine.origin._asdict()}
+    codes = next(name for name, x in tensors.items() if x.dtype == torch.uint8)
+    memory = next(name for name in tensors if name.endswith("pages.0"))
+
+    def saved(change, **more) -> bytes:
+        changed = dict(tensors)
+        change(changed)
+        return safetensors.torch.save({k: x.contiguous() for k, x in changed.items()}, metadata=facts | more)
+
+    wrong = {
+        "no safetensors file": b"not at all",
+        "no exported session": saved(lambda t: t.pop("tokens")),
+        "is of another model": saved(lambda t: None, model="0" * 32),
+        "token ids outside": saved(lambda t: t.update(tokens=tensors["tokens"] + 257)),
+        "a code is": saved(lambda t: t.update({codes: tensors[codes] + 200})),
+        "a tensor is": saved(lambda t: t.update({memory: tensors[memory][:, 1:]})),
+        "has no tensor": saved(lambda t: t.pop(codes)),
+    }
+    for said, bad in wrong.items():
+        with pytest.raises(RequestError, match=said) as refused:
+            do(engine, lambda s, bad=bad: s.load(bad))
+        assert refused.value.status == 422
+    assert len(engine._sessions) == 1
+    assert do(engine, lambda s: s.load(saved(lambda t: None))).tokens == one.tokens
+
+
+def test_a_session_is_for_one_request_at_a_time(start, model):
+    engine = start(model, max_concurrent=2)
+    session = do(engine, lambda s: s.create())
+    model.gate.clear()
+    running = engine.submit(ask([1, 2, 3]), session.name)
+    with pytest.raises(RequestError, match="running on this session") as refused:
+        engine.submit(ask([4]), session.name)
+    assert refused.value.status == 409
+    asked = engine.call(lambda s: s.fork(session.name))
+    model.gate.set()
+
+    async def rest():
+        return [event async for event in running]
+
+    asyncio.run(rest())
+    with pytest.raises(RequestError, match="running on this session"):
+        asked.result(30)
+    assert do(engine, lambda s: s.fork(session.name)).tokens == session.tokens
+
+
+def test_an_unknown_session_is_a_404(start, model):
+    engine = start(model)
+    with pytest.raises(RequestError, match="which is not here") as refused:
+        engine.submit(ask([1]), "nobody")
+    assert refused.value.status == 404
+
+
+def test_a_failed_request_leaves_the_session_as_it_was(start, model):
+    engine = start(model)
+    session = do(engine, lambda s: s.create())
+    first, _ = answer(engine, ask([1, 2, 3]), session.name)
+    before = list(session.tokens)
+    assert answer(engine, ask([21]), session.name)[1].reason == "error"
+    assert session.tokens == before
+    assert not session.busy
+    again, _ = answer(engine, ask([4]), session.name)
+    assert again == answer(engine, ask([1, 2, 3, *first, 4]))[0]
+
+
+def test_the_idle_session_unused_for_longest_goes_for_a_new_one(start, model):
+    engine = start(model, max_sessions=2)
+    first, second = (do(engine, lambda s: s.create()) for _ in range(2))
+    answer(engine, ask([1, 2, 3]), first.name)
+    do(engine, lambda s: s.create())
+    with pytest.raises(RequestError, match="not here"):
+        engine.submit(ask([1]), second.name)
+    assert answer(engine, ask([4]), first.name)[0]
+
+
+def test_a_session_whose_pages_were_needed_reads_its_tokens_again(start, tiny, text):
+    engine = start(tiny("hfa"), **SETTINGS)
+    session = do(engine, lambda s: s.create())
+    answer(engine, ask(text), session.name)
+    twin = do(engine, lambda s: s.fork(session.name))
+    expected, _ = answer(engine, ask([7]), twin.name)
+    while engine._sessions.evict():
+        continue
+    while engine._prefixes.evict():
+        continue
+    assert engine._pool.pages.num_free == engine._pool.pages.num_pages, "nothing leaks"
+    again, end = answer(engine, ask([7]), session.name)
+    assert again == expected
+    assert (end.cached_tokens, end.miss) == (0, "evicted")
+
+
+def test_deleted_sessions_give_everything_back(start, tiny, text):
+    engine = start(tiny("hybrid"), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text), one.name)
+    do(engine, lambda s: s.snapshot(one.name))
+    other = do(engine, lambda s: s.fork(one.name, 100))
+    for name in (one.name, other.name):
+        do(engine, lambda s, name=name: s.delete(name))
+    while engine._prefixes.evict():
+        continue
+    assert engine._pool.pages.num_free == engine._pool.pages.num_pages
+
+
+def test_a_closed_engine_answers_no_calls(limits, hash_model):
+    engine = EngineConfig(**limits).build(hash_model(), "hash")
+    engine.close()
+    with pytest.raises(RequestError, match="shutting down"):
+        engine.call(lambda s: s.create())
