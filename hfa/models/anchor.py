@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hfa.config import PositiveFloat, PositiveInt, config
+from hfa.config import NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.models.base import Mixer
 from hfa.models.flow import FlowSettings
@@ -45,6 +45,7 @@ class AnchorSettings(FlowSettings):
     beam: PositiveInt  # leaves that a query reaches in each
     leaf_size: PositiveInt  # tokens looked at in a leaf
     num_ranked: PositiveInt  # of all those, the nearest by code are ranked by their keys; the best are read
+    read_all: NonNegativeInt  # tokens of a training example up to which all are read: what is never read is not learnt
     logit_scale: PositiveFloat  # of the attention at the start; learnt from there
 
     def check(self) -> None:
@@ -81,7 +82,9 @@ class Anchor(Mixer):
     """The exact memory: every key and value stays; a query reads a window and what it retrieves.
 
     No positional encoding, unit-norm queries and keys, a learnt logit scale, and short convolutions that let a key
-    describe the tokens before its own. `match_init` starts every head as a content-addressed copy.
+    describe the tokens before its own. `match_init` starts every head as a content-addressed copy. Training reads all
+    of an example that is short enough (`read_all`): an association that the index cannot find yet is never read, and
+    what is never read gets no gradient.
     """
 
     def __init__(self, settings: AnchorSettings) -> None:
@@ -98,6 +101,7 @@ class Anchor(Mixer):
             settings.num_ranked,
         )
         memory_width = memory_heads * self.head_dim
+        self.read_all = settings.read_all
         self.query = Linear(width, width, bias=False)
         self.key = Linear(width, memory_width, bias=False)
         self.value = Linear(width, memory_width, bias=False)
@@ -158,15 +162,21 @@ class Anchor(Mixer):
             lookup = lookup._replace(tries=indexes)
             return self.out(read.transpose(1, 2).flatten(2)), AnchorState(pages, lookup, query_tail, key_tail)
         memory = state.memory.append(k, v, self.index.codes(described))
-        near_from = self._near_from(state.memory.length, x.shape[1])
-        assert isinstance(lookup.tries, Tries)
-        tries = self._prepared(lookup.tries, memory, state.memory, near_from)
-        chosen, touched = self._retrieve(asked, ranking, memory, state.memory.length, tries)
         learns = self.training and torch.is_grad_enabled()
         self.index_loss = self.index.loss(asked, described, q, k) if learns else None
-        if self.on_read:
-            self.on_read(state.memory.length, chosen[:, None], near_from, touched, q, asked, memory, tries)
-        read = self._read(q.transpose(1, 2), memory, state.memory, chosen)
+        tries, q = lookup.tries, q.transpose(1, 2)
+        read_all = max(self.search.window + self.search.block_size, self.read_all if learns else 0)
+        if memory.capacity == x.shape[1] <= read_all and not self.on_read:
+            read = causal_attention(q, k.transpose(1, 2), v.transpose(1, 2), None, scale=1.0)
+        else:
+            near_from = self._near_from(state.memory.length, x.shape[1])
+            assert isinstance(tries, Tries)
+            tries = self._prepared(tries, memory, state.memory, near_from)
+            chosen, touched = self._retrieve(asked, ranking, memory, state.memory.length, tries)
+            read = self._read(q, memory, chosen, state.memory.length)
+            if self.on_read:
+                asks = q.transpose(1, 2), asked
+                self.on_read(state.memory.length, chosen[:, None], near_from, touched, *asks, memory, tries)
         state = AnchorState(memory, lookup._replace(tries=tries), query_tail, key_tail)
         return self.out(read.transpose(1, 2).flatten(2)), state
 
@@ -281,11 +291,8 @@ class Anchor(Mixer):
             return retrieve(scores, ranking, keys.flatten(2), codes, *tries, start, self.search)
         return retrieve_exactly(ranking, keys.flatten(2), start, self.search)
 
-    def _read(self, q: Tensor, memory: Memory, before: Memory, chosen: Tensor) -> Tensor:
+    def _read(self, q: Tensor, memory: Memory, chosen: Tensor, start: Tensor) -> Tensor:
         """[B, H, T, K] to [B, H, T, V]."""
         keys, values, _ = memory.read()
-        window, block_size = self.search.window, self.search.block_size
-        if before.capacity == 0 and keys.shape[1] <= window + block_size:
-            return causal_attention(q, keys.transpose(1, 2), values.transpose(1, 2), None, scale=1.0)
         read = anchor_read if q.device.type == "cpu" else gathered_anchor_read
-        return read(q, keys, values, chosen, before.length, window=window, block_size=block_size)
+        return read(q, keys, values, chosen, start, window=self.search.window, block_size=self.search.block_size)

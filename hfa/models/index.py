@@ -114,9 +114,9 @@ class Index(nn.Module):
         return torch.cat([query, q], -1), torch.cat([key, k], -1), IndexState(query_tail, key_tail, state.tries)
 
     def scores(self, features: Tensor) -> Tensor:
-        """The score of every code, [..., GROUPS, CODES]."""
+        """The score of every code, [..., GROUPS, CODES]; only how they lie to each other within a group counts."""
         halves = features.split(self.widths, -1)
-        scores = torch.cat([rms_norm(half) @ book for half, book in zip(halves, self.codebooks, strict=True)], -1)
+        scores = torch.cat([half @ book for half, book in zip(halves, self.codebooks, strict=True)], -1)
         by_group: Tensor = scores.unflatten(-1, (GROUPS, CODES))
         return by_group
 

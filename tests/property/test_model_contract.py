@@ -20,7 +20,7 @@ CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL = {
     "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "dropout": 0.0, "num_kv_heads": 1,
     "num_memory_heads": 1, "window": 4, "block_size": 2, "num_retrieved": 4, "num_trees": 2, "beam": 2, "leaf_size": 3,
-    "num_channels": 16, "active_channels": 4, "chunk_size": 8,
+    "read_all": 0, "num_channels": 16, "active_channels": 4, "chunk_size": 8,
 }  # fmt: skip
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 ROUTED = [
@@ -170,6 +170,13 @@ def test_training_mode_and_inference_agree_without_dropout(name: str) -> None:
     trained = model.train()(tokens)[0]
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(tokens)[0], trained, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("length", "same_as"), [(32, {"window": 32}), (33, {"read_all": 0})])
+def test_training_reads_all_of_a_short_example(length: int, same_as: dict[str, int]) -> None:
+    model, same, tokens = build("hfa", read_all=32), build("hfa", **same_as), some_tokens(2, length)
+    same.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.train()(tokens)[0], same.train()(tokens)[0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

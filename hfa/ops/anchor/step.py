@@ -18,7 +18,7 @@ from hfa.ops.fused.conv import convolve, shift
 from hfa.ops.fused.linear import decodes, products
 from hfa.ops.index.retrieve import Search
 from hfa.ops.index.trie import CHUNK, WHOLE, place, retrieve_row
-from hfa.ops.simd import WIDTH, first, load, one, splat, store, total
+from hfa.ops.simd import WIDTH, first, load, one, splat, store
 
 Array = np.ndarray[Any, Any]
 
@@ -210,19 +210,14 @@ def _step(
 
 @njit(nogil=True, error_model="numpy")
 def _score(one_x: int, other_x: int, book: int, one_y: int, other_y: int, width: int, columns: int) -> None:
-    """``y = rms_norm(x) @ book`` for two vectors [width]; book [width, columns]."""
-    squares, others = splat(0.0), splat(0.0)
-    for c in range(0, width, WIDTH):
-        squares, others = squares + load(one_x, c) * load(one_x, c), others + load(other_x, c) * load(other_x, c)
-    scale = splat(1.0 / math.sqrt(total(squares) / width + 1e-6))
-    other_scale = splat(1.0 / math.sqrt(total(others) / width + 1e-6))
+    """``y = x @ book`` for two vectors [width]; book [width, columns], columns in pairs of whole vectors."""
     for c in range(0, columns, 2 * WIDTH):
         s0, s1, t0, t1 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
         for i in range(width):
             b0, b1 = load(book, i * columns + c), load(book, i * columns + c + WIDTH)
             x, z = one(one_x, i), one(other_x, i)
             s0, s1, t0, t1 = s0 + x * b0, s1 + x * b1, t0 + z * b0, t1 + z * b1
-        store(one_y, c, s0 * scale)
-        store(one_y, c + WIDTH, s1 * scale)
-        store(other_y, c, t0 * other_scale)
-        store(other_y, c + WIDTH, t1 * other_scale)
+        store(one_y, c, s0)
+        store(one_y, c + WIDTH, s1)
+        store(other_y, c, t0)
+        store(other_y, c + WIDTH, t1)
