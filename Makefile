@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test check claims lock clean
 
 help: ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ check: $(READY) ## format, lint, types and the direction of imports
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@out=$$($(BIN)/lint-imports 2>&1) || { echo "$$out"; exit 1; }
+
+claims: $(READY) ## hold every figure of every document to the results it was read from
+	@$(BIN)/python -m experiments.claims
 
 lock: $(READY) ## write constraints.txt anew from what is installed
 	@{ echo "# What \`make setup\` installs, pinned; written by \`make lock\`."; \

@@ -1,0 +1,1 @@
+"""The ledger: every figure of a document, and where it comes from."""
