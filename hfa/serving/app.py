@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from hfa.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.network.base import Network
-from hfa.serving import refusal, synapse
+from hfa.serving import refusal, status, synapse
 from hfa.serving.admission import BodyReader, RateLimiter
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
@@ -47,6 +47,8 @@ class ServerConfig(Config):
     Args:
         host: address to listen on.
         port: 0 takes a free one.
+        status_host: address that the status page, in the browser, is shown on.
+        status_port: and its port; 0 takes a free one, null shows none.
         tls_certificate: a PEM file with the certificate chain; null serves plain HTTP.
         tls_key: a PEM file with its key.
         max_body_bytes: of a request.
@@ -68,6 +70,8 @@ class ServerConfig(Config):
 
     host: str
     port: NonNegativeInt
+    status_host: str
+    status_port: NonNegativeInt | None
     tls_certificate: str | None
     tls_key: str | None
     max_body_bytes: PositiveInt
@@ -102,8 +106,17 @@ class ServerConfig(Config):
         return Limits(self.default_max_tokens, self.max_tokens, self.deadline_s)
 
 
-def create_app(service: Service, network: Network, settings: ServerConfig) -> FastAPI:
-    """The application over running engines and a network; it owns neither."""
+def create_app(
+    service: Service, network: Network, settings: ServerConfig, status_at: tuple[str, int] | None = None
+) -> FastAPI:
+    """The application over running engines and a network; it owns neither.
+
+    Args:
+        service: what answers.
+        network: who may ask.
+        settings: limits.
+        status_at: host and port of the socket that the status page is shown on; None for no page.
+    """
     app = FastAPI(
         title="hfa miner",
         version=version("hfa"),
@@ -112,7 +125,7 @@ def create_app(service: Service, network: Network, settings: ServerConfig) -> Fa
         redoc_url=None,
         redirect_slashes=False,  # a signature holds for one path
     )
-    metrics = Metrics(service)
+    metrics = Metrics(service, network)
     gate = Gate(
         network,
         RateLimiter(settings.rate_per_s, settings.rate_burst),
@@ -123,6 +136,8 @@ def create_app(service: Service, network: Network, settings: ServerConfig) -> Fa
     app.include_router(router(service, gate, network, metrics))
     if network.dendrite is not None:
         app.include_router(synapse.router(service, gate, network.dendrite, metrics))
+    if status_at is not None:
+        app.include_router(status.router(service, network, metrics, status_at))
     refusal.install(app, metrics.refused)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -31,6 +31,7 @@ _SWITCHES = {
     "--logging.debug": "hydra.job_logging.loggers.hfa.level=DEBUG",
     "--logging.trace": "hydra.verbose=true",
     "--logging.info": "hydra.job_logging.loggers.hfa.level=INFO",
+    "--logging.json": "hydra/job_logging=miner_json",
     "--blacklist.force_validator_permit": "network.require_validator_permit=true",
 }
 _HYDRA = {

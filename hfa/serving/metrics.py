@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from hfa.network.base import Network
 from hfa.serving.schemas import ModelStatistics
 from hfa.serving.service import Service
 
@@ -21,10 +22,11 @@ class Metrics(Collector):
 
     Args:
         service: models and their track record.
+        network: how fresh the view of the metagraph is.
     """
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, network: Network) -> None:
+        self._service, self._network = service, network
         self._refusals: Counter[str] = Counter()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -32,6 +34,10 @@ class Metrics(Collector):
     def refused(self, code: str) -> None:
         """A request was answered with the error `code`."""
         self._refusals[code] += 1
+
+    def refusals(self) -> dict[str, int]:
+        """How often each error was the answer."""
+        return dict(self._refusals)
 
     def exposition(self) -> bytes:
         """The text format."""
@@ -41,6 +47,7 @@ class Metrics(Collector):
         yield from self._records()
         yield from _times(self._service.statistics.report())
         yield from self._loads()
+        yield from self._chain()
         refusals = CounterMetricFamily("hfa_refusals", "Requests answered with an error.", labels=["code"])
         for code, number in sorted(self._refusals.items()):
             refusals.add_metric([code], number)
@@ -70,6 +77,17 @@ class Metrics(Collector):
             state.add_metric([name], status.state_bytes)
             budget.add_metric([name], status.budget_bytes)
         yield from (running, waiting, state, budget)
+
+    def _chain(self) -> Iterator[Metric]:
+        network = self._network
+        registered = network.neuron(network.hotkey) is not None
+        age = GaugeMetricFamily("hfa_metagraph_age_seconds", "Since the last good look at the metagraph.")
+        age.add_metric([], network.last_sync_age_s)
+        own = GaugeMetricFamily("hfa_registered", "Whether our hotkey is on the subnet.")
+        own.add_metric([], float(registered))
+        neurons = GaugeMetricFamily("hfa_neurons", "Neurons of the subnet.")
+        neurons.add_metric([], len(network.neurons()))
+        yield from (age, own, neurons)
 
 
 def _times(statistics: Mapping[str, ModelStatistics]) -> Iterator[Metric]:

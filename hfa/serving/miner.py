@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from hfa import checkpoint
 from hfa.config import Config, PositiveFloat, config
-from hfa.errors import CheckpointError, ConfigError, HFAError
+from hfa.errors import ConfigError
 from hfa.inference import EngineConfig
 from hfa.models import architectures
-from hfa.network.base import Network, NetworkConfig, WalletConfig
+from hfa.network.base import Endpoint, Network, NetworkConfig, WalletConfig
 from hfa.serving.app import ServerConfig, create_app
+from hfa.serving.loading import Loader, Watcher
 from hfa.serving.selection import SelectionConfig
 from hfa.serving.server import Server, bind
 from hfa.serving.service import Served, Service
 from hfa.serving.statistics import Statistics
 
 log = logging.getLogger(__name__)
-
-_NEWEST = ("latest", "best")
 
 
 @config
@@ -37,6 +37,7 @@ class MinerConfig(Config):
         models: those to load, besides the default.
         checkpoint: latest or best artifact of each, or one artifact's folder.
         checkpoint_root: where latest and best are looked for.
+        watch_s: between two looks for a newer artifact, which then takes the place of the old one; null never looks.
         statistics_path: where the track record is kept.
         heartbeat_s: between two lines that say the miner is running; statistics are written as often.
     """
@@ -45,6 +46,7 @@ class MinerConfig(Config):
     models: tuple[str, ...]
     checkpoint: str
     checkpoint_root: str
+    watch_s: PositiveFloat | None
     statistics_path: str
     heartbeat_s: PositiveFloat
     engine: EngineConfig
@@ -88,7 +90,7 @@ class HFAMiner:
         self._hurry = threading.Event()
         self._resources = ExitStack()
         self._handlers = ExitStack()  # restores the signal handlers, last of all
-        self.models: dict[str, Served] = {}  # what is loaded, by architecture
+        self._service: Service | None = None
         self._server: Server | None = None
         self._statistics: Statistics | None = None
 
@@ -99,6 +101,11 @@ class HFAMiner:
             raise RuntimeError("the miner has no address before `with` is entered")
         return self._server.url
 
+    @property
+    def models(self) -> Mapping[str, Served]:
+        """What is loaded, by architecture."""
+        return {} if self._service is None else self._service.models
+
     def __enter__(self) -> Self:
         settings = self._config
         with ExitStack() as resources:
@@ -106,21 +113,39 @@ class HFAMiner:
             network = settings.network.build(settings.wallet)
             statistics = Statistics(Path(settings.statistics_path).expanduser())
             resources.callback(statistics.save)
-            models = self._load(resources)
+            loader = Loader(
+                spec=settings.checkpoint,
+                root=Path(settings.checkpoint_root).expanduser(),
+                asked=settings.asked,
+                engine=settings.engine,
+            )
             service = Service(
-                models,
+                loader.load(),
                 default=settings.default,
                 statistics=statistics,
                 policy=settings.selection,
                 limits=settings.server.limits(),
             )
-            server = Server(create_app(service, network, settings.server), network, bound, settings.server)
-            resources.callback(server.stop, lambda: _end(models), self._hurry)
+            resources.callback(_end, service)
+            status = _status_socket(settings.server)
+            if status is not None:
+                resources.enter_context(status)
+            at = None if status is None else status.getsockname()[:2]
+            app = create_app(service, network, settings.server, at)
+            server = Server(app, network, bound, settings.server, [] if status is None else [status])
+            resources.callback(server.stop, lambda: _end(service), self._hurry)
             server.start()
-            self.models, self._server, self._statistics = models, server, statistics
+            if settings.watch_s is not None:
+                drain_s = settings.server.deadline_s
+                watcher = Watcher(loader, service, interval_s=settings.watch_s, drain_s=drain_s)
+                watcher.start()
+                resources.callback(watcher.stop)
+            self._service, self._server, self._statistics = service, server, statistics
             self._resources = resources.pop_all()
         log.info("Serving uid %s of netuid %d on %s at %s", _uid(network), network.netuid, network.name, server.url)
-        log.info("Miner ready with %d models: %s", len(models), list(models))
+        if at is not None:
+            log.info("Status page at http://%s", Endpoint(*at))
+        log.info("Miner ready with %d models: %s", len(service.models), list(service.models))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -161,56 +186,23 @@ class HFAMiner:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers.callback(signal.signal, number, signal.signal(number, on_signal))
 
-    def _load(self, resources: ExitStack) -> dict[str, Served]:
-        """The models that can be had; those that cannot are a warning each."""
-        models: dict[str, Served] = {}
-        for name, spec in self._specs().items():
-            try:
-                path = checkpoint.resolve(spec, architecture=name, root=Path(self._config.checkpoint_root).expanduser())
-                artifact = checkpoint.load(path)
-                _check_vocabulary(artifact)
-                engine = self._config.engine.build(artifact.model, name, artifact.tokenizer.fingerprint())
-            except ConfigError as error:
-                raise error.under("engine") from None
-            except HFAError as error:
-                log.warning("%s is not served: %s", name, error)
-                continue
-            except Exception:
-                log.exception("%s is not served: loading it failed", name)
-                continue
-            resources.callback(engine.close)
-            models[name] = Served(engine, artifact.tokenizer)
-            size, device = engine.num_parameters, engine.load().device
-            role = ", the default" if name == self._config.default else ""
-            log.info("%s: %s parameters on %s%s, from %s", name, f"{size:,}", device, role, artifact.path)
-        if not models:
-            log.warning("No model could be loaded: every request will be answered with 503")
-        return models
 
-    def _specs(self) -> dict[str, str]:
-        """Which artifact to load for which architecture: the folder of one artifact is of one architecture."""
-        spec = self._config.checkpoint
-        if spec in _NEWEST:
-            return dict.fromkeys(self._config.asked, spec)
-        try:
-            folder = checkpoint.resolve(spec, architecture=None, root=Path(self._config.checkpoint_root))
-            name = str(checkpoint.read_config(folder).get("architecture"))
-        except HFAError:
-            name = self._config.default  # loading it says what is wrong
-        return {name: spec}
+def _status_socket(settings: ServerConfig) -> socket.socket | None:
+    """Where the status page is shown; a port that is taken is no reason not to mine."""
+    if settings.status_port is None:
+        return None
+    try:
+        return bind(settings.status_host, settings.status_port)
+    except ConfigError as error:
+        if error.key != "server.port":
+            raise ConfigError("server.status_host", error.got, error.expected, error.remedy) from None
+        log.warning("Port %d is taken; the status page is on another", settings.status_port)
+        return bind(settings.status_host, 0)
 
 
-def _end(models: dict[str, Served]) -> None:
-    for model in models.values():
+def _end(service: Service) -> None:
+    for model in service.models.values():
         model.engine.close()
-
-
-def _check_vocabulary(artifact: checkpoint.Artifact) -> None:
-    ids, known = artifact.model.config.vocab_size, artifact.tokenizer.vocab_size
-    if ids != known:
-        raise CheckpointError(
-            f"{artifact.path}: the model has {ids} token ids and its tokenizer {known}; train it again."
-        )
 
 
 def _uid(network: Network) -> str:

@@ -99,7 +99,9 @@ class Reply:
         name, reason, read, count = self._choice.name, self._reason(end), end.prompt_tokens, self._count
         took = f"{sum(end.timing):.3g} s"
         who = self._caller.hotkey if self._caller.uid is None else f"uid {self._caller.uid}"
-        log.info("%s for %s: %s, %d tokens in, %d out, %s", name, who, reason, read, count, took)
+        fields = {"model": name, "caller": self._caller.hotkey, "outcome": reason, "seconds": sum(end.timing)}
+        fields |= {"prompt_tokens": read, "completion_tokens": count}
+        log.info("%s for %s: %s, %d tokens in, %d out, %s", name, who, reason, read, count, took, extra=fields)
         self._statistics.end(
             name, reason, prompt_tokens=read, completion_tokens=count, timing=end.timing, error=end.error
         )

@@ -151,7 +151,7 @@ class ModelStatistics(BaseModel):
     succeeded: int
     failed: int
     cancelled: int = Field(description="Given up by the caller.")
-    expired: int = Field(description="Ended by a deadline or a shutdown.")
+    expired: int = Field(description="Ended by a deadline, a shutdown, or a caller of greater stake.")
     success_rate: float | None = Field(description="Succeeded, of those that succeeded or failed.")
     mean_s: float | None
     p50_s: float | None = Field(description="Percentiles are of the latest requests.")

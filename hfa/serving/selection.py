@@ -57,6 +57,8 @@ class Choice(NamedTuple):
 def choose(candidates: Sequence[Candidate], policy: SelectionConfig, *, default: str, wish: str | None) -> Choice:
     """Pick the model that answers: one that can, as wished, with a good record, the default first.
 
+    Where all queues are full, the best is picked all the same: its engine may let the caller in before another.
+
     Args:
         candidates: the loaded models.
         policy: what a good record is.
@@ -64,8 +66,8 @@ def choose(candidates: Sequence[Candidate], policy: SelectionConfig, *, default:
         wish: the caller's, which only impossibility overrules.
 
     Raises:
-        RequestError: 503 when no model is loaded or none has room, 404 for a wish that is not served, 413 for a
-            request that is too long for all.
+        RequestError: 503 when no model is loaded, 404 for a wish that is not served, 413 for a request that is too
+            long for all.
     """
     if not candidates:
         raise RequestError(503, "No model is loaded, so there is nothing to answer with; try later or another miner.")
@@ -79,10 +81,7 @@ def choose(candidates: Sequence[Candidate], policy: SelectionConfig, *, default:
         roomiest = max(candidates, key=lambda candidate: candidate.max_seq_len - candidate.seq_len)
         raise RequestError(413, f"Too long for every model asked: {_too_long(roomiest)}.")
     free = [candidate for candidate in fitting if candidate.room > 0]
-    if not free:
-        busy = ", ".join(candidate.name for candidate in fitting)
-        raise RequestError(503, f"All places in the queue are taken ({busy}); try again later.")
-    best = min(free, key=lambda candidate: _rank(candidate, policy, default))
+    best = min(free or fitting, key=lambda candidate: _rank(candidate, policy, default))
     return Choice(best.name, _reason(best, candidates, policy, default, wish))
 
 

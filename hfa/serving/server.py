@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -61,12 +61,20 @@ class Server:
         network: started, published and closed along with the server, on its loop.
         bound: a socket from :func:`bind`.
         settings: times and limits.
+        others: sockets besides it.
     """
 
-    def __init__(self, app: FastAPI, network: Network, bound: socket.socket, settings: ServerConfig) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        network: Network,
+        bound: socket.socket,
+        settings: ServerConfig,
+        others: Sequence[socket.socket] = (),
+    ) -> None:
         self.host, self.port = bound.getsockname()[:2]
         self._network = network
-        self._bound = bound
+        self._bound, self._others = bound, others
         self._settings = settings
         self._failure: BaseException | None = None
         self._settled = threading.Event()  # accepting requests, or failed
@@ -148,7 +156,7 @@ class Server:
         with self._bound:
             await self._network.start()
             try:
-                await self._uvicorn.serve(sockets=[self._bound])
+                await self._uvicorn.serve(sockets=[self._bound, *self._others])
             finally:
                 await self._network.close()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from hfa.data.tokenizers import StreamDecoder
@@ -27,6 +29,7 @@ class Served(NamedTuple):
 
     engine: Engine
     tokenizer: Tokenizer
+    path: Path  # of its artifact
 
     def status(self) -> ModelStatus:
         load = self.engine.load()
@@ -39,6 +42,17 @@ class Served(NamedTuple):
             state_bytes=load.state_bytes,
             budget_bytes=load.budget_bytes,
         )
+
+
+class _Loaded(NamedTuple):
+    """The models of one moment; a request is answered by those of one."""
+
+    models: Mapping[str, Served]
+    vocabularies: Mapping[str, str]  # fingerprints of their tokenizers
+
+    @classmethod
+    def of(cls, models: Mapping[str, Served]) -> _Loaded:
+        return cls(models, {name: model.tokenizer.fingerprint() for name, model in models.items()})
 
 
 class Limits(NamedTuple):
@@ -75,12 +89,22 @@ class Service:
         policy: SelectionConfig,
         limits: Limits,
     ) -> None:
-        self.models = models
+        self._loaded = _Loaded.of(models)
         self.default = default
         self.statistics = statistics
         self._policy = policy
         self._limits = limits
-        self._vocabularies = {name: model.tokenizer.fingerprint() for name, model in models.items()}
+
+    @property
+    def models(self) -> Mapping[str, Served]:
+        """What answers now, by architecture."""
+        return self._loaded.models
+
+    def swap(self, name: str, model: Served) -> Served | None:
+        """Let `model` answer from now on, and return the one that did; the caller ends it, which drops no request."""
+        old = self._loaded.models.get(name)
+        self._loaded = _Loaded.of({**self._loaded.models, name: model})
+        return old
 
     async def answer(self, body: GenerateBody, caller: Neuron) -> Reply:
         """Pick a model and start it on the request.
@@ -92,21 +116,32 @@ class Service:
         Raises:
             RequestError: 404, 413, 422 or 503, when no model can take it.
         """
+        while True:
+            loaded = self._loaded
+            try:
+                return await self._answer(loaded, body, caller)
+            except RequestError as error:
+                if error.status != 503 or loaded is self._loaded:
+                    raise  # else the model was swapped in between, and its successor has not been asked
+
+    async def _answer(self, loaded: _Loaded, body: GenerateBody, caller: Neuron) -> Reply:
         max_tokens = self._max_tokens(body)
-        prompts = await asyncio.to_thread(self._encode, body.prompt)
+        prompts = await asyncio.to_thread(_encode, loaded, body.prompt)
         choice = choose(
-            [self._candidate(name, len(tokens) + max_tokens) for name, tokens in prompts.items()],
+            [self._candidate(name, loaded.models[name], len(tokens) + max_tokens) for name, tokens in prompts.items()],
             self._policy,
             default=self.default,
             wish=body.model,
         )
-        model = self.models[choice.name]
+        model = loaded.models[choice.name]
         request = GenerationRequest(
             tokens=prompts[choice.name],
             max_tokens=max_tokens,
             sampling=_sampling(body),
             stop_tokens=frozenset({model.tokenizer.end_of_text}),
             deadline_s=min(self._limits.deadline_s, body.deadline_s or self._limits.deadline_s),
+            priority=priority(caller),
+            caller=caller.hotkey,
         )
         generation = model.engine.submit(request)
         self.statistics.begin(choice.name)
@@ -121,16 +156,8 @@ class Service:
             )
         return asked
 
-    def _encode(self, prompt: str) -> dict[str, tuple[int, ...]]:
-        """The prompt in the tokens of each model; models that share a tokenizer share the work."""
-        encoded: dict[str, tuple[int, ...]] = {}
-        for name, key in self._vocabularies.items():
-            if key not in encoded:
-                encoded[key] = tuple(self.models[name].tokenizer.encode(prompt))
-        return {name: encoded[key] for name, key in self._vocabularies.items()}
-
-    def _candidate(self, name: str, seq_len: int) -> Candidate:
-        engine = self.models[name].engine
+    def _candidate(self, name: str, model: Served, seq_len: int) -> Candidate:
+        engine = model.engine
         load = engine.load()
         return Candidate(
             name=name,
@@ -141,6 +168,20 @@ class Service:
             room=load.room,
             track=self.statistics.track(name, self._policy.window),
         )
+
+
+def priority(caller: Neuron) -> int:
+    """A caller's place in the queue: one higher for every tenfold stake, so that small differences displace nobody."""
+    return int(math.log10(1.0 + caller.stake_tao))
+
+
+def _encode(loaded: _Loaded, prompt: str) -> dict[str, tuple[int, ...]]:
+    """The prompt in the tokens of each model; models that share a tokenizer share the work."""
+    encoded: dict[str, tuple[int, ...]] = {}
+    for name, key in loaded.vocabularies.items():
+        if key not in encoded:
+            encoded[key] = tuple(loaded.models[name].tokenizer.encode(prompt))
+    return {name: encoded[key] for name, key in loaded.vocabularies.items()}
 
 
 def _sampling(body: GenerateBody) -> Sampling:

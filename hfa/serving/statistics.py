@@ -31,6 +31,7 @@ _OUTCOMES: dict[FinishReason, Literal["succeeded", "failed", "cancelled", "expir
     "error": "failed",
     "cancelled": "cancelled",
     "deadline": "expired",
+    "displaced": "expired",
     "shutdown": "expired",
 }
 

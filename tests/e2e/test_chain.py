@@ -305,7 +305,13 @@ def mine(operator: Operator, tmp_path: Path) -> Iterator[Callable[..., Mining]]:
     def start(*words: str) -> Mining:
         own = [f"network={operator.node.url}", "network.netuid=439", f"network.external_ip={ADDRESS}"]
         own += ["--wallet.name", "hfa_silx", "--wallet.hotkey", "hfa_silx_hot", "--wallet.path", operator.wallets]
-        own += ["server.host=127.0.0.1", "server.port=0", "network.sync_interval_s=0.2", "network.retry_s=0.1"]
+        own += [
+            "server.host=127.0.0.1",
+            "server.port=0",
+            "server.status_port=0",
+            "network.sync_interval_s=0.2",
+            "network.retry_s=0.1",
+        ]
         log = tmp_path / f"mine{len(running)}.log"
         command = [sys.executable, str(ROOT / "mine.py"), *own, *words]
         with log.open("w") as file:

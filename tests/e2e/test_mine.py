@@ -31,6 +31,7 @@ from hfa.network.client import HFAClient
 from hfa.network.local import LocalNetworkConfig
 
 ROOT = Path(__file__).parents[2]
+PORTS = ("server.host=127.0.0.1", "server.port=0", "server.status_port=0")
 HTTP = httpx.Client(verify=False, timeout=60, trust_env=False)
 TINY = {
     "vocab_size": 257,
@@ -62,7 +63,15 @@ class Miner:
 
     def __init__(self, folder: Path, *words: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "mine.py"), "network=local", "server.host=127.0.0.1", "server.port=0", *words],
+            [
+                sys.executable,
+                str(ROOT / "mine.py"),
+                "network=local",
+                "server.host=127.0.0.1",
+                "server.port=0",
+                "server.status_port=0",
+                *words,
+            ],
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,

@@ -111,6 +111,7 @@ def compose(runs: Path, subnet: Subnet, *overrides: str) -> MinerConfig:
     own = [
         "server.host=127.0.0.1",
         "server.port=0",
+        "server.status_port=0",
         "engine.threads=1",
         "engine.device=cpu",
         f"checkpoint_root={runs}",

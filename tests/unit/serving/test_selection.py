@@ -62,7 +62,7 @@ def test_among_others_the_better_record_wins():
 def test_a_wish_overrules_the_record_but_not_the_possible():
     both = candidate(), candidate("simplemind", track=FAILING)
     assert pick(*both, wish="simplemind") == ("simplemind", "asked for")
-    for impossible, status in (({"seq_len": 2000}, 413), ({"state_bytes": 200}, 413), ({"room": 0}, 503)):
+    for impossible, status in (({"seq_len": 2000}, 413), ({"state_bytes": 200}, 413)):
         with pytest.raises(RequestError, match="simplemind") as refused:
             pick(candidate(), candidate("simplemind", **impossible), wish="simplemind")
         assert refused.value.status == status
@@ -99,12 +99,13 @@ wishes = st.sampled_from([None, "hfa", "simplemind", "gpt"])
 
 
 def can(one: Candidate) -> bool:
-    return one.seq_len <= one.max_seq_len and one.state_bytes <= one.budget_bytes and one.room > 0
+    return one.seq_len <= one.max_seq_len and one.state_bytes <= one.budget_bytes
 
 
 @given(some, wishes)
 def test_the_chosen_can_and_a_refusal_means_nobody_could(candidates, wish):
-    able = [one.name for one in candidates if can(one) and wish in (None, one.name)]
+    able = [one for one in candidates if can(one) and wish in (None, one.name)]
+    able = [one.name for one in able if one.room] or [one.name for one in able]  # a full queue is its engine's affair
     try:
         name, reason = choose(candidates, POLICY, default="hfa", wish=wish)
     except RequestError:

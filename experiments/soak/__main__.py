@@ -1,0 +1,136 @@
+"""`python -m experiments.soak --minutes 30`: load and faults, and what came of them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.soak.faults import Faults
+from experiments.soak.load import Callers, Tally
+from experiments.soak.world import Worker, World, every
+
+RESULTS = Path(__file__).parent / "results"
+_SAMPLE_S = 5.0
+_SETTLED = 1 / 3  # of the time: caches, allocators and both versions of the weights are filled by then
+_MAX_GROWTH = 0.10  # of resident memory, from the second third to the last
+
+
+def main() -> int:
+    """Run it; returns 0 when everything held."""
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    world = World(Path(arguments.folder), arguments.seed, arguments.questions)
+    workers = [Worker(world, index) for index in range(2)]
+    for worker in workers:
+        worker.start()
+    _say(f"{len(workers)} workers and {len(world.questions)} questions are ready; {arguments.minutes:g} minutes begin")
+    began = time.monotonic()
+    faults = Faults(world, workers, arguments.fault_every)
+    memory: list[tuple[float, float]] = []  # seconds, MiB of the worker that is never killed
+    callers = Callers(world, workers, arguments.seed, arguments.pause)
+
+    def sample() -> None:
+        memory.append((round(time.monotonic() - began, 1), round(workers[0].rss_mib(), 1)))
+
+    async def load() -> None:
+        loop = asyncio.get_running_loop()
+        running = asyncio.create_task(callers.run())
+        await asyncio.sleep(arguments.minutes * 60)
+        await loop.run_in_executor(None, faults.stop)
+        callers.stop()
+        await running
+
+    faults.start()
+    with every(_SAMPLE_S, sample):
+        asyncio.run(load())
+    codes = [worker.stop() for worker in workers]
+    world.node.kill()
+    result = _result(arguments, callers.tally, faults, memory, codes, time.monotonic() - began)
+    _say(json.dumps({name: value for name, value in result.items() if name not in ("memory_mib", "faults")}, indent=1))
+    if arguments.record:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "soak.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(result["held"].values()) else 1
+
+
+def _result(
+    arguments: argparse.Namespace,
+    tally: Tally,
+    faults: Faults,
+    memory: list[tuple[float, float]],
+    codes: list[int],
+    seconds: float,
+) -> dict[str, Any]:
+    settled = [mib for at_s, mib in memory if at_s > seconds * _SETTLED]
+    half = len(settled) // 2
+    before, after = statistics.median(settled[:half]), statistics.median(settled[half:])
+    times = statistics.quantiles(tally.seconds, n=100)
+    return {
+        "held": {
+            "no wrong answer": not tally.wrong,
+            "no lost request": not tally.lost,
+            "nobody got in": not tally.intruded,
+            "flat memory": after <= before * (1 + _MAX_GROWTH),
+            "clean stop": codes == [0, 0],
+        },
+        "answered": tally.answered,
+        "streamed": tally.streamed,
+        "answered_by": dict(tally.models),
+        "wrong": tally.wrong[:20],
+        "lost": tally.lost[:20],
+        "intruded": tally.intruded[:20],
+        "refused": dict(sorted(tally.refused.items())),
+        "retried": dict(sorted(tally.retried.items())),
+        "seconds": {"p50": round(times[49], 3), "p95": round(times[94], 3), "max": round(max(tally.seconds), 3)},
+        "resident_mib": {"middle_third": before, "last_third": after},
+        "exit_codes": codes,
+        "provenance": {
+            "command": f"python -m experiments.soak {' '.join(sys.argv[1:])}",
+            "commit": _git("rev-parse", "HEAD"),
+            "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "minutes": round(seconds / 60, 1),
+            "seed": arguments.seed,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "faults": faults.log,
+        "memory_mib": memory[:: max(1, len(memory) // 120)],
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--fault-every", type=float, default=12.0, metavar="S", help="seconds between two faults")
+    parser.add_argument("--pause", type=float, default=0.5, metavar="S", help="between two requests of a caller")
+    parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", default="outputs/soak")
+    parser.add_argument("--record", action="store_true", help=f"keep the result in {RESULTS}")
+    return parser.parse_args()
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""From artifacts to models that answer: all of them when the miner starts, and each anew when a newer one appears."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hfa import checkpoint
+from hfa.errors import CheckpointError, ConfigError, HFAError
+from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling
+from hfa.serving.service import Served, Service
+
+log = logging.getLogger(__name__)
+
+_NEWEST = ("latest", "best")
+
+
+class Source(NamedTuple):
+    """Which weights a model has: a folder, and what was in it."""
+
+    path: Path
+    sha256: str
+
+
+class Loader:
+    """Loads the models that can be had; those that cannot are a warning each.
+
+    Args:
+        spec: latest or best artifact of each architecture, or one artifact's folder.
+        root: where latest and best are looked for.
+        asked: the architectures, the default first.
+        engine: how each is run.
+    """
+
+    def __init__(self, *, spec: str, root: Path, asked: Sequence[str], engine: EngineConfig) -> None:
+        self._spec, self._root, self._asked, self._engine = spec, root, asked, engine
+        self._seen: dict[str, Source] = {}  # what was tried last
+        self._said: dict[str, str] = {}  # what was wrong last
+
+    def names(self) -> list[str]:
+        """The architectures there may be artifacts of."""
+        return list(self._specs())
+
+    def load(self) -> dict[str, Served]:
+        """Every model. Raises ConfigError for an engine that cannot be."""
+        models = {name: served for name in self.names() if (served := self.newer(name))}
+        if not models:
+            log.warning("No model could be loaded: every request will be answered with 503")
+        return models
+
+    def newer(self, name: str) -> Served | None:
+        """The model of `name`, if its artifact is another than at the last look. Raises ConfigError as `load`."""
+        try:
+            source = self._source(name)
+            if self._seen.get(name) == source:
+                return None
+            self._seen[name] = source
+            artifact = checkpoint.load(source.path)
+            _check_vocabulary(artifact)
+            engine = self._engine.build(artifact.model, name, artifact.tokenizer.fingerprint())
+            _warm_up(engine, name)
+        except ConfigError as error:
+            raise error.under("engine") from None
+        except HFAError as error:
+            if self._said.get(name) != str(error):
+                log.warning("%s is not served: %s", name, error)
+            self._said[name] = str(error)
+            return None
+        except Exception:
+            log.exception("%s is not served: loading it failed", name)
+            return None
+        size, device = engine.num_parameters, engine.load().device
+        role = ", the default" if name == self._asked[0] else ""
+        log.info("%s: %s parameters on %s%s, from %s", name, f"{size:,}", device, role, artifact.path)
+        return Served(engine, artifact.tokenizer, artifact.path)
+
+    def _source(self, name: str) -> Source:
+        path = checkpoint.resolve(self._specs().get(name, self._spec), architecture=name, root=self._root)
+        return Source(path, str(checkpoint.read_config(path)["weights"].get("sha256")))
+
+    def _specs(self) -> dict[str, str]:
+        """Which artifact to load for which architecture: the folder of one artifact is of one architecture."""
+        if self._spec in _NEWEST:
+            return dict.fromkeys(self._asked, self._spec)
+        try:
+            folder = checkpoint.resolve(self._spec, architecture=None, root=self._root)
+            name = str(checkpoint.read_config(folder).get("architecture"))
+        except HFAError:
+            name = self._asked[0]  # loading it says what is wrong
+        return {name: self._spec}
+
+
+class Watcher:
+    """Looks for newer artifacts on a thread of its own and puts them in the place of the old, request by request.
+
+    Args:
+        loader: knows what is loaded.
+        service: whose models are replaced.
+        interval_s: between two looks.
+        drain_s: what the old model gets to finish its requests.
+    """
+
+    def __init__(self, loader: Loader, service: Service, *, interval_s: float, drain_s: float) -> None:
+        self._loader, self._service = loader, service
+        self._interval_s, self._drain_s = interval_s, drain_s
+        self._stopping = threading.Event()
+        self._old: Served | None = None  # ending its requests
+        self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more, and cut short what an old model still does."""
+        self._stopping.set()
+        if (old := self._old) is not None:
+            old.engine.close()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(self._interval_s):
+            for name in self._loader.names():
+                if (fresh := self._loader.newer(name)) is not None:
+                    self._replace(name, fresh)
+
+    def _replace(self, name: str, fresh: Served) -> None:
+        self._old = self._service.swap(name, fresh)
+        log.info("%s: new requests go to the weights from %s", name, fresh.path)
+        if self._old is not None:
+            self._old.engine.close(self._drain_s)
+        self._old = None
+
+
+def _warm_up(engine: Engine, name: str) -> None:
+    """Answer once, so that kernels are compiled before anybody waits. Raises CheckpointError if that fails."""
+
+    async def end() -> FinishEvent:
+        request = GenerationRequest(tokens=(0,) * 8, max_tokens=2, sampling=Sampling())
+        return [event async for event in engine.submit(request) if isinstance(event, FinishEvent)][-1]
+
+    ended = asyncio.run(end())
+    if ended.reason == "error":
+        engine.close()
+        raise CheckpointError(f"{name} fails at its first answer ({ended.error}); train it again.")
+
+
+def _check_vocabulary(artifact: checkpoint.Artifact) -> None:
+    ids, known = artifact.model.config.vocab_size, artifact.tokenizer.vocab_size
+    if ids != known:
+        raise CheckpointError(
+            f"{artifact.path}: the model has {ids} token ids and its tokenizer {known}; train it again."
+        )
