@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from hfa.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.network.base import Network
-from hfa.serving import refusal, status, synapse
+from hfa.serving import openai, refusal, sessions, status, synapse
 from hfa.serving.admission import BodyReader, RateLimiter
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
@@ -134,6 +134,8 @@ def create_app(
         ),
     )
     app.include_router(router(service, gate, network, metrics))
+    app.include_router(openai.router(service, gate, metrics))
+    app.include_router(sessions.router(service, gate, metrics))
     if network.dendrite is not None:
         app.include_router(synapse.router(service, gate, network.dendrite, metrics))
     if status_at is not None:

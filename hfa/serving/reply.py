@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from hfa.errors import RequestError
-from hfa.inference import FinishEvent, FinishReason, Generation, GenerationRequest, Timing
+from hfa.inference import FinishEvent, FinishReason, Generation, GenerationRequest, Timing, TokenEvent
 from hfa.network.base import Neuron
 from hfa.serving.schemas import Summary, Timings, Usage
 from hfa.serving.selection import Choice
@@ -44,6 +44,8 @@ class Reply:
         caller: Neuron,
     ) -> None:
         self.summary: Summary | None = None
+        self.tokens: list[TokenEvent] = []  # that are part of the answer, so far
+        self.cached_tokens = 0  # of the prompt, known at the end
         self._choice = choice
         self._request = request
         self._generation = generation
@@ -52,6 +54,11 @@ class Reply:
         self._caller = caller
         self._count = 0  # tokens that are part of the answer
         self._kept = False
+
+    @property
+    def model(self) -> str:
+        """The architecture that answers."""
+        return self._choice.name
 
     def close(self) -> None:
         """Give up what has not come yet; nothing happens when all has."""
@@ -74,6 +81,7 @@ class Reply:
                         end = event
                     elif not stopped:
                         self._count += 1
+                        self.tokens.append(event)
                         if piece := self._text.feed(event.token):
                             yield piece
                         stopped = self._text.stopped
@@ -85,6 +93,7 @@ class Reply:
             self._keep(end)
         assert end is not None  # every generation ends with one
         self._raise_if_empty_handed(end)
+        self.cached_tokens = end.cached_tokens
         self.summary = self._summarize(end)
 
     def _reason(self, end: FinishEvent) -> FinishReason:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hfa.errors import RequestError
 from hfa.inference import MAX_SEED, FinishReason
 
+B = TypeVar("B", bound=BaseModel)
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -174,15 +175,20 @@ def parse(body: bytes) -> GenerateBody:
     Raises:
         RequestError: 400 for what is no JSON, 422 for what is no request; the first problem, by name.
     """
+    return parse_as(GenerateBody, body)
+
+
+def parse_as(schema: type[B], body: bytes) -> B:
+    """The request of a schema in a raw body. Raises as `parse`."""
     try:
-        return GenerateBody.model_validate_json(body)
+        return schema.model_validate_json(body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "json_invalid":
         raise RequestError(400, f"The body is not JSON ({problem['msg'].removeprefix('Invalid JSON: ')}).")
     if problem["type"] == "extra_forbidden":
-        names = ", ".join(GenerateBody.model_fields)
+        names = ", ".join(schema.model_fields)
         raise RequestError(422, f"{where[:64]}: no such field; the fields are {names}.")
     if problem["type"] == "missing":
         raise RequestError(422, f"{where}: missing; send the text to continue.")

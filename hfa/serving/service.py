@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +69,28 @@ class Limits(NamedTuple):
     deadline_s: float
 
 
+class Order(NamedTuple):
+    """What is asked besides the prompt, and by whom it may be answered.
+
+    Args:
+        max_tokens: from `Service.max_tokens`.
+        sampling: how tokens are chosen.
+        stop: texts that end the answer.
+        wish: the architecture asked for.
+        deadline_s: asked for; the miner's own is a limit.
+        logprobs: as the engine takes them.
+        session: architecture and name of the session that the prompt continues.
+    """
+
+    max_tokens: int
+    sampling: Sampling
+    stop: Sequence[str] = ()
+    wish: str | None = None
+    deadline_s: float | None = None
+    logprobs: int | None = None
+    session: tuple[str, str] | None = None
+
+
 class Service:
     """The models of a miner and what becomes of a request to them.
 
@@ -106,50 +128,74 @@ class Service:
         self._loaded = _Loaded.of({**self._loaded.models, name: model})
         return old
 
-    async def answer(self, body: GenerateBody, caller: Neuron) -> Reply:
+    async def answer(self, body: GenerateBody, caller: Neuron, session: tuple[str, str] | None = None) -> Reply:
         """Pick a model and start it on the request.
 
         Args:
             body: what is asked.
             caller: who asks.
+            session: architecture and name of the session to be continued.
 
         Raises:
-            RequestError: 404, 413, 422 or 503, when no model can take it.
+            RequestError: 404, 409, 413, 422 or 503, when no model can take it.
         """
+        order = Order(
+            self.max_tokens(body.max_tokens), _sampling(body), body.stop, body.model, body.deadline_s, session=session
+        )
         while True:
             loaded = self._loaded
             try:
-                return await self._answer(loaded, body, caller)
+                prompts = await asyncio.to_thread(_encode, loaded, body.prompt)
+                return self._start(loaded, prompts, order, caller)
             except RequestError as error:
                 if error.status != 503 or loaded is self._loaded:
                     raise  # else the model was swapped in between, and its successor has not been asked
 
-    async def _answer(self, loaded: _Loaded, body: GenerateBody, caller: Neuron) -> Reply:
-        max_tokens = self._max_tokens(body)
-        prompts = await asyncio.to_thread(_encode, loaded, body.prompt)
-        choice = choose(
-            [self._candidate(name, loaded.models[name], len(tokens) + max_tokens) for name, tokens in prompts.items()],
-            self._policy,
-            default=self.default,
-            wish=body.model,
-        )
+    def start(self, prompt: str | Sequence[int], order: Order, caller: Neuron) -> Reply:
+        """What `answer` does, without an event loop; a prompt in tokens is for the model wished or the default."""
+        while True:
+            loaded = self._loaded
+            try:
+                name = order.wish or self.default
+                prompts = _encode(loaded, prompt) if isinstance(prompt, str) else {name: tuple(prompt)}
+                return self._start(
+                    loaded, {key: prompts[key] for key in prompts if key in loaded.models}, order, caller
+                )
+            except RequestError as error:
+                if error.status != 503 or loaded is self._loaded:
+                    raise
+
+    def _start(self, loaded: _Loaded, prompts: Mapping[str, tuple[int, ...]], order: Order, caller: Neuron) -> Reply:
+        wish, session = order.wish, None
+        if order.session is not None:
+            wish, session = order.session
+            prompts = {name: tokens for name, tokens in prompts.items() if name == wish}
+        candidates = [
+            self._candidate(name, loaded.models[name], len(tokens) + order.max_tokens)
+            for name, tokens in prompts.items()
+        ]
+        if wish is not None and wish not in loaded.models and loaded.models:
+            raise RequestError(404, f"model: got {wish[:40]!r}, and this miner serves {', '.join(loaded.models)}.")
+        choice = choose(candidates, self._policy, default=self.default, wish=wish)
         model = loaded.models[choice.name]
         request = GenerationRequest(
             tokens=prompts[choice.name],
-            max_tokens=max_tokens,
-            sampling=_sampling(body),
+            max_tokens=order.max_tokens,
+            sampling=order.sampling,
             stop_tokens=frozenset({model.tokenizer.end_of_text}),
-            deadline_s=min(self._limits.deadline_s, body.deadline_s or self._limits.deadline_s),
+            deadline_s=min(self._limits.deadline_s, order.deadline_s or self._limits.deadline_s),
             priority=priority(caller),
             caller=caller.hotkey,
+            logprobs=order.logprobs,
         )
-        generation = model.engine.submit(request)
+        generation = model.engine.submit(request, session)
         self.statistics.begin(choice.name)
-        text = TextAssembler(StreamDecoder(model.tokenizer), body.stop)
+        text = TextAssembler(StreamDecoder(model.tokenizer), order.stop)
         return Reply(choice, request, generation, text, self.statistics, caller)
 
-    def _max_tokens(self, body: GenerateBody) -> int:
-        asked = self._limits.default_max_tokens if body.max_tokens is None else body.max_tokens
+    def max_tokens(self, asked: int | None) -> int:
+        """What a request generates at most. Raises RequestError 422 for more than this miner does."""
+        asked = self._limits.default_max_tokens if asked is None else asked
         if asked > self._limits.max_tokens:
             raise RequestError(
                 422, f"max_tokens: got {asked}, and this miner generates {self._limits.max_tokens} at most."
@@ -184,9 +230,14 @@ def _encode(loaded: _Loaded, prompt: str) -> dict[str, tuple[int, ...]]:
     return {name: encoded[key] for name, key in loaded.vocabularies.items()}
 
 
+def draw_seed() -> int:
+    """A seed for a request that names none."""
+    return secrets.randbits(_SEED_BITS)
+
+
 def _sampling(body: GenerateBody) -> Sampling:
     return Sampling(
-        seed=secrets.randbits(_SEED_BITS) if body.seed is None else body.seed,
+        seed=draw_seed() if body.seed is None else body.seed,
         temperature=body.temperature if body.temperature >= _LEAST else 0.0,
         top_k=body.top_k,
         top_p=max(body.top_p, _LEAST),

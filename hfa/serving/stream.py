@@ -64,7 +64,7 @@ def _event(content: BaseModel) -> str:
 async def whole(reply: Reply, request: Request) -> Answer | None:
     """The reply in one piece, or None when the caller hangs up before it is there."""
     collecting = asyncio.create_task(_collect(reply))
-    leaving = asyncio.create_task(_hang_up(request))
+    leaving = asyncio.create_task(hang_up(request))
     try:
         await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return collecting.result() if collecting.done() else None
@@ -81,6 +81,7 @@ async def _collect(reply: Reply) -> Answer:
     return Answer(text=text, **reply.summary.model_dump())
 
 
-async def _hang_up(request: Request) -> None:
+async def hang_up(request: Request) -> None:
+    """Return when the caller is gone."""
     while (await request.receive())["type"] != "http.disconnect":
         continue

@@ -1,0 +1,362 @@
+"""The paths of OpenAI's API that people's tools expect, for the official client as it is::
+
+    http = httpx.Client(auth=BittensorAuth(signer, receiver))            # of hfa.network.client
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", http_client=http)
+
+Every request is signed, as everywhere here; the key is not looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, NamedTuple
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
+
+from hfa.errors import RequestError
+from hfa.inference import Logprobs, Sampling, TokenEvent
+from hfa.network.base import Neuron
+from hfa.serving import refusal
+from hfa.serving.auth import Gate
+from hfa.serving.metrics import Metrics
+from hfa.serving.openai_schemas import ChatBody, CompletionBody, Message
+from hfa.serving.refusal import HUNG_UP
+from hfa.serving.reply import Reply
+from hfa.serving.schemas import parse_as
+from hfa.serving.service import Order, Service, draw_seed
+from hfa.serving.stream import hang_up
+
+_AUTO = "auto"  # the model's name that leaves the choice to the miner
+_FINISH = {"stop": "stop", "length": "length", "deadline": "length", "shutdown": "length"}
+_TURNS = ("\nsystem:", "\nuser:", "\nassistant:")  # where an answer of a chat ends
+
+
+class Task(NamedTuple):
+    """A request of either kind, on its way."""
+
+    kind: Kind
+    replies: list[Reply]  # one a choice
+    decode: Callable[[Sequence[int]], bytes]
+    model: str
+    include_usage: bool
+
+
+class Kind(NamedTuple):
+    """In what the two kinds of answer differ."""
+
+    prefix: str
+    whole: str  # object of an answer
+    piece: str  # object of an event
+    content: Callable[[str, bool], dict[str, Any]]  # text, and whether it is a piece of an answer
+    logprobs: Callable[[Sequence[TokenEvent], Callable[[Sequence[int]], bytes]], dict[str, Any]]
+
+
+def router(service: Service, gate: Gate, metrics: Metrics) -> APIRouter:
+    """The routes over what they need."""
+    routes = APIRouter(tags=["OpenAI"])
+    started = int(time.time())
+
+    @routes.get("/v1/models", summary="The models served here")
+    async def models() -> dict[str, Any]:
+        """In the shape of OpenAI's; `auto` as a model's name lets the miner pick."""
+        return {"object": "list", "data": [_card(name, started) for name in service.models]}
+
+    @routes.get("/v1/models/{name}", summary="One model")
+    async def model(name: str) -> Response:
+        if name not in service.models:
+            return JSONResponse(_problem(404, f"model: got {name[:40]!r}, which is not served here."), 404)
+        return JSONResponse(_card(name, started))
+
+    @routes.post(
+        "/v1/completions", summary="Continue a text, as OpenAI's API has it", openapi_extra=_schema(CompletionBody)
+    )
+    async def completions(request: Request) -> Response:
+        signed = await gate.admit(request)
+        return await _answer(request, metrics, lambda: _start_completion(service, signed.body, signed.caller))
+
+    @routes.post("/v1/chat/completions", summary="Answer in a conversation", openapi_extra=_schema(ChatBody))
+    async def chat(request: Request) -> Response:
+        """The models have learnt to continue texts; the conversation becomes one, a line `role: content` a turn, and
+        the answer ends where the next turn would begin."""
+        signed = await gate.admit(request)
+        return await _answer(request, metrics, lambda: _start_chat(service, signed.body, signed.caller))
+
+    return routes
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """The text that a conversation is continued as: ``user: ...``, a line a turn, and ``assistant:`` at the end."""
+    return "".join(f"{message.role}: {message.text}\n" for message in messages) + "assistant:"
+
+
+def _start_completion(service: Service, data: bytes, caller: Neuron) -> tuple[Task, bool]:
+    body = parse_as(CompletionBody, data)
+    replies = _start(service, body, body.prompts, body.max_tokens, body.logprobs, body.stops, caller)
+    return _task(_COMPLETION, service, body, replies), bool(body.stream)
+
+
+def _start_chat(service: Service, data: bytes, caller: Neuron) -> tuple[Task, bool]:
+    body = parse_as(ChatBody, data)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    most = body.max_completion_tokens or body.max_tokens
+    replies = _start(service, body, [as_text(body.messages)], most, logprobs, [*body.stops, *_TURNS], caller)
+    return _task(_CHAT, service, body, replies), bool(body.stream)
+
+
+def _start(
+    service: Service,
+    body: CompletionBody | ChatBody,
+    prompts: Sequence[str | list[int]],
+    max_tokens: int | None,
+    logprobs: int | None,
+    stop: list[str],
+    caller: Neuron,
+) -> list[Reply]:
+    """One reply for each choice of each prompt, or none at all."""
+    wish = None if body.model == _AUTO else body.model
+    replies: list[Reply] = []
+    seed = draw_seed() if body.seed is None else body.seed
+    try:
+        for prompt in prompts:
+            for number in range(body.n or 1):
+                sampling = Sampling(
+                    seed=(seed + number) % 2**63,
+                    temperature=1.0 if body.temperature is None else body.temperature,
+                    top_p=body.top_p or 1.0,
+                    top_k=body.top_k,
+                    min_p=body.min_p,
+                    repetition_penalty=body.repetition_penalty,
+                    presence_penalty=body.presence_penalty or 0.0,
+                    frequency_penalty=body.frequency_penalty or 0.0,
+                )
+                order = Order(service.max_tokens(max_tokens), sampling, stop, wish, body.deadline_s, logprobs)
+                reply = service.start(prompt, order, caller)
+                replies.append(reply)
+                wish = reply.model  # all choices come from one model
+    except BaseException:
+        for reply in replies:
+            reply.close()
+        raise
+    return replies
+
+
+def _task(kind: Kind, service: Service, body: CompletionBody | ChatBody, replies: list[Reply]) -> Task:
+    name = replies[0].model
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    return Task(kind, replies, service.models[name].tokenizer.decode_bytes, name, usage)
+
+
+async def _answer(request: Request, metrics: Metrics, start: Callable[[], tuple[Task, bool]]) -> Response:
+    """What `start` begins, whole or as a stream; errors in the shape of OpenAI's."""
+    try:
+        task, stream = await asyncio.to_thread(start)
+        if stream:
+            return _Stream(task, metrics.refused)
+        content = await _whole(task, request)
+        return Response(status_code=HUNG_UP) if content is None else JSONResponse(content)
+    except RequestError as error:
+        status = 400 if error.status in (413, 422) else error.status  # as OpenAI has it
+        metrics.refused(refusal.code(error.status))
+        return JSONResponse(_problem(error.status, str(error)), status, refusal.retry_after(error))
+
+
+async def _whole(task: Task, request: Request) -> dict[str, Any] | None:
+    """The answer in one piece; None when the caller hangs up before it is there."""
+
+    async def collect(reply: Reply) -> str:
+        return "".join([piece async for piece in reply.pieces()])
+
+    async def collect_all() -> list[str]:
+        return await asyncio.gather(*(collect(reply) for reply in task.replies))
+
+    collecting = asyncio.create_task(collect_all())
+    leaving = asyncio.create_task(hang_up(request))
+    try:
+        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            return None
+        texts = collecting.result()
+    finally:
+        collecting.cancel()
+        leaving.cancel()
+        await asyncio.gather(collecting, leaving, return_exceptions=True)
+        for reply in task.replies:
+            reply.close()
+    choices = []
+    for index, (reply, text) in enumerate(zip(task.replies, texts, strict=True)):
+        told = task.kind.logprobs(reply.tokens, task.decode) if _has_logprobs(reply) else None
+        choices.append(
+            {
+                "index": index,
+                "finish_reason": _finish_reason(reply),
+                "logprobs": told,
+                **task.kind.content(text, False),
+            }
+        )
+    return {**_head(task, task.kind.whole), "choices": choices, "usage": _usage(task)}
+
+
+class _Stream(StreamingResponse):
+    """The answer as server-sent events, ended by ``data: [DONE]``."""
+
+    def __init__(self, task: Task, count: Callable[[str], None]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(_events(task, count), media_type="text/event-stream", headers=headers)
+        self._task = task
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for reply in self._task.replies:
+                reply.close()
+
+
+async def _events(task: Task, count: Callable[[str], None]) -> AsyncGenerator[str]:
+    head = _head(task, task.kind.piece)
+    queue: asyncio.Queue[tuple[int, str | None, Exception | None]] = asyncio.Queue()
+    readers = [asyncio.create_task(_read(index, reply, queue)) for index, reply in enumerate(task.replies)]
+    told = [0] * len(readers)
+    left = len(readers)
+    try:
+        for index in range(left if task.kind is _CHAT else 0):  # who speaks is said once
+            yield _line({**head, "choices": [{"index": index, "finish_reason": None, "delta": _message("")}]})
+        while left:
+            index, piece, error = await queue.get()
+            if error is not None:
+                raise error
+            reply, finish = task.replies[index], None
+            fresh = reply.tokens[told[index] :]
+            told[index] = len(reply.tokens)
+            if piece is None:
+                left -= 1
+                finish = _finish_reason(reply)
+            logprobs = task.kind.logprobs(fresh, task.decode) if _has_logprobs(reply) else None
+            content = task.kind.content(piece or "", True)
+            choice = {"index": index, "finish_reason": finish, "logprobs": logprobs, **content}
+            yield _line({**head, "choices": [choice]})
+        if task.include_usage:
+            yield _line({**head, "choices": [], "usage": _usage(task)})
+        yield "data: [DONE]\n\n"
+    except RequestError as error:
+        count(refusal.code(error.status))
+        yield _line(_problem(error.status, str(error)))
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def _read(index: int, reply: Reply, queue: asyncio.Queue[tuple[int, str | None, Exception | None]]) -> None:
+    try:
+        async with aclosing(reply.pieces()) as pieces:
+            async for piece in pieces:
+                queue.put_nowait((index, piece, None))
+        queue.put_nowait((index, None, None))
+    except RequestError as error:
+        queue.put_nowait((index, None, error))
+
+
+def _line(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _head(task: Task, kind: str) -> dict[str, Any]:
+    name = f"{task.kind.prefix}-{secrets.token_hex(12)}"
+    return {"id": name, "object": kind, "created": int(time.time()), "model": task.model}
+
+
+def _usage(task: Task) -> dict[str, Any]:
+    summaries = [reply.summary for reply in task.replies if reply.summary is not None]
+    prompt = sum(summary.usage.prompt_tokens for summary in summaries)
+    completion = sum(summary.usage.completion_tokens for summary in summaries)
+    cached = sum(reply.cached_tokens for reply in task.replies)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def _finish_reason(reply: Reply) -> str:
+    assert reply.summary is not None
+    return _FINISH[reply.summary.finish_reason]
+
+
+def _has_logprobs(reply: Reply) -> bool:
+    return any(event.logprobs is not None for event in reply.tokens)
+
+
+def _of(event: TokenEvent) -> Logprobs:
+    assert event.logprobs is not None
+    return event.logprobs
+
+
+def _completion_logprobs(events: Sequence[TokenEvent], decode: Callable[[Sequence[int]], bytes]) -> dict[str, Any]:
+    def text(token: int) -> str:
+        return decode([token]).decode("utf-8", "replace")
+
+    offsets, at = [], 0
+    for event in events:
+        offsets.append(at)
+        at += len(text(event.token))
+    return {
+        "tokens": [text(event.token) for event in events],
+        "token_logprobs": [_of(event).logprob for event in events],
+        "top_logprobs": [{text(token): value for token, value in _of(event).top} for event in events],
+        "text_offset": offsets,
+    }
+
+
+def _chat_logprobs(events: Sequence[TokenEvent], decode: Callable[[Sequence[int]], bytes]) -> dict[str, Any]:
+    def entry(token: int, value: float) -> dict[str, Any]:
+        data = decode([token])
+        return {"token": data.decode("utf-8", "replace"), "logprob": value, "bytes": list(data)}
+
+    content = [
+        {**entry(event.token, _of(event).logprob), "top_logprobs": [entry(*pair) for pair in _of(event).top]}
+        for event in events
+    ]
+    return {"content": content}
+
+
+_COMPLETION = Kind(
+    "cmpl", "text_completion", "text_completion", lambda text, is_piece: {"text": text}, _completion_logprobs
+)
+_CHAT = Kind(
+    "chatcmpl",
+    "chat.completion",
+    "chat.completion.chunk",
+    lambda text, is_piece: {"delta": {"content": text}} if is_piece else {"message": _message(text)},
+    _chat_logprobs,
+)
+
+
+def _message(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def _card(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "hfa"}
+
+
+def _problem(status: int, message: str) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
+    code = "context_length_exceeded" if status == 413 else refusal.code(status)
+    parameter = message.split(":")[0] if status == 422 and message.split(":")[0].isidentifier() else None
+    error = refusal.problem(status, message)["error"]
+    return {"error": {"message": error["message"], "type": kind, "param": parameter, "code": code}}
+
+
+def _schema(body: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": body.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}, "security": [{"btauth": []}]}

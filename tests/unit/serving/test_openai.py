@@ -1,0 +1,159 @@
+"""The official client of OpenAI against a miner on a real port; only the transport signs."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from hfa.network.client import BittensorAuth
+from hfa.serving.openai import as_text
+from hfa.serving.openai_schemas import Message
+
+
+def connect(running, **more) -> OpenAI:
+    http = httpx.Client(auth=BittensorAuth(running.validator, running.hotkey), trust_env=False)
+    return OpenAI(base_url=f"{running.url}/v1", api_key="none", http_client=http, max_retries=0, timeout=60, **more)
+
+
+@pytest.fixture(scope="module")
+def client(shared) -> OpenAI:
+    return connect(shared)
+
+
+def test_the_models_are_listed(client, shared):
+    assert [model.id for model in client.models.list()] == list(shared.miner.models)
+    assert client.models.retrieve("hfa").owned_by == "hfa"
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        client.models.retrieve("gpt-4")
+
+
+def test_a_completion_is_what_generate_answers(client, shared):
+    ours = shared.client().generate("Once upon", max_tokens=12, model="hfa", temperature=0.0)
+    done = client.completions.create(model="hfa", prompt="Once upon", max_tokens=12, temperature=0)
+    assert done.choices[0].text == ours.text
+    assert done.model == "hfa"
+    assert done.object == "text_completion"
+    assert done.choices[0].finish_reason in ("length", "stop")
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (9, ours.usage["completion_tokens"])
+    assert done.usage.total_tokens == 9 + done.usage.completion_tokens
+
+
+def test_tokens_and_several_prompts(client):
+    as_tokens = client.completions.create(model="hfa", prompt=list(b"Once upon"), max_tokens=8, temperature=0)
+    both = client.completions.create(model="hfa", prompt=["Once upon", "And then"], max_tokens=8, temperature=0)
+    assert both.choices[0].text == as_tokens.choices[0].text
+    assert [choice.index for choice in both.choices] == [0, 1]
+    assert both.usage.prompt_tokens == 17
+
+
+def test_a_stream_is_the_answer_in_pieces(client):
+    asked = {"model": "simplemind", "prompt": "Once upon", "max_tokens": 12, "temperature": 0}
+    whole = client.completions.create(**asked)
+    events = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(event.choices[0].text for event in events if event.choices) == whole.choices[0].text
+    assert events[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert events[-1].usage == whole.usage
+    assert len({event.id for event in events}) == 1
+
+
+def test_a_seed_repeats_and_choices_differ(client):
+    asked = {"model": "hfa", "prompt": "Once", "max_tokens": 12, "seed": 5, "n": 3}
+    one, again = (client.completions.create(**asked) for _ in range(2))
+    assert [choice.text for choice in one.choices] == [choice.text for choice in again.choices]
+    assert len({choice.text for choice in one.choices}) > 1
+
+
+def test_logprobs_of_both_kinds(client):
+    done = client.completions.create(model="hfa", prompt="Once", max_tokens=4, temperature=0, logprobs=3)
+    told = done.choices[0].logprobs
+    assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == 4
+    assert max(told.top_logprobs[0].values()) == pytest.approx(told.token_logprobs[0]), "greedy takes the likeliest"
+    talk = client.chat.completions.create(
+        model="hfa",
+        messages=[{"role": "user", "content": "Once"}],
+        max_tokens=4,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    content = talk.choices[0].logprobs.content
+    assert len(content[0].top_logprobs) == 2
+    assert content[0].logprob == pytest.approx(content[0].top_logprobs[0].logprob)
+
+
+def test_a_conversation(client):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Once"}, {"type": "text", "text": " upon"}]},
+    ]
+    talk = client.chat.completions.create(model="hfa", messages=messages, max_completion_tokens=10, temperature=0)
+    assert talk.choices[0].message.role == "assistant"
+    text = as_text([Message(**message) for message in messages])
+    assert text == "system: Be brief.\nuser: Once upon\nassistant:"
+    assert talk.usage.prompt_tokens == len(text)
+    plain = client.completions.create(model="hfa", prompt=text, max_tokens=10, temperature=0)
+    assert plain.choices[0].text.startswith(talk.choices[0].message.content)
+    events = list(
+        client.chat.completions.create(model="hfa", messages=messages, max_tokens=10, temperature=0, stream=True)
+    )
+    assert events[0].choices[0].delta.role == "assistant"
+    said = "".join(event.choices[0].delta.content or "" for event in events)
+    assert said == talk.choices[0].message.content
+    assert events[-1].choices[0].finish_reason == talk.choices[0].finish_reason
+
+
+def test_a_stop_text_ends_the_answer(client):
+    asked = {"model": "hfa", "prompt": "Once upon", "max_tokens": 40, "seed": 3, "temperature": 1}
+    full = client.completions.create(**asked).choices[0].text
+    stop = full[5]
+    cut = client.completions.create(**asked, stop=[stop]).choices[0]
+    assert cut.text == full[: full.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+def test_a_long_prompt_asked_again_is_told_to_be_cached(client):
+    prompt = "tell me more " * 100
+    first, again = (client.completions.create(model="hfa", prompt=prompt, max_tokens=2) for _ in range(2))
+    assert first.usage.prompt_tokens_details.cached_tokens == 0
+    assert again.usage.prompt_tokens_details.cached_tokens == 1024
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "said"),
+    [
+        (openai.NotFoundError, {"model": "gpt-4"}, "model: got 'gpt-4'"),
+        (openai.BadRequestError, {"temperature": -1}, "temperature: got -1"),
+        (openai.BadRequestError, {"max_tokens": 10**6}, "generates 4096 at most"),
+        (openai.BadRequestError, {"suffix": "x"}, "suffix: no such field"),
+        (openai.BadRequestError, {"prompt": "x" * 40000}, "Too long"),
+        (openai.BadRequestError, {"prompt": [-1]}, "token ids outside"),
+    ],
+)
+def test_errors_have_openai_s_shape(client, kind, asked, said):
+    with pytest.raises(kind, match=said) as refused:
+        client.completions.create(**{"model": "hfa", "prompt": "x", "max_tokens": 2} | asked)
+    assert refused.value.type == "invalid_request_error"
+    assert refused.value.code
+
+
+def test_a_request_that_is_not_signed_is_refused(shared):
+    bare = OpenAI(base_url=f"{shared.url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False))
+    with pytest.raises(openai.AuthenticationError):
+        bare.completions.create(model="hfa", prompt="x")
+
+
+def test_leaving_a_stream_ends_the_work(start):
+    running = start("server.rate_per_s=1000", "models=[hfa]")
+    client = connect(running)
+    with client.completions.create(model="hfa", prompt="x", max_tokens=4000, stream=True) as stream:
+        next(iter(stream))
+    engine = running.miner.models["hfa"].engine
+    for _ in range(600):
+        if not engine.load().running:
+            break
+        json.loads(httpx.get(f"{running.url}/health", trust_env=False).text)
+    assert not engine.load().running

@@ -1,0 +1,99 @@
+"""Sessions over HTTP, as somebody uses them who keeps a conversation with a miner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from hfa.network.client import BittensorAuth
+
+
+class Caller:
+    """A validator with a signing transport."""
+
+    def __init__(self, running, signer=None) -> None:
+        auth = BittensorAuth(signer or running.validator, running.hotkey)
+        self.http = httpx.Client(base_url=running.url, auth=auth, trust_env=False, timeout=60)
+
+    def post(self, path: str, **body: object) -> dict[str, Any]:
+        response = self.http.post(f"/v1/sessions{path}", json=body)
+        assert response.is_success, response.text
+        return response.json()
+
+    def say(self, identity: str, prompt: str, **more: object) -> str:
+        return self.post(f"/{identity}/generate", prompt=prompt, max_tokens=6, **more)["text"]
+
+
+@pytest.fixture(scope="module")
+def caller(shared) -> Caller:
+    return Caller(shared)
+
+
+def test_a_conversation_with_everything_one_does_with_it(caller, shared):
+    one = caller.post("", model="hfa")
+    assert (one["model"], one["position"], one["ready"]) == ("hfa", 0, 0)
+    first = caller.say(one["id"], "Once upon a time")
+    kept = caller.post(f"/{one['id']}/snapshot")["position"]
+    second = caller.say(one["id"], " and then")
+    plain = shared.client().generate(f"Once upon a time{first} and then", max_tokens=6, model="hfa").text
+    assert second == plain, "a session answers as one long prompt would"
+    other = caller.post(f"/{one['id']}/fork")
+    assert caller.say(one["id"], "!") == caller.say(other["id"], "!")
+    back = caller.post(f"/{one['id']}/rollback", to=kept)
+    assert back["position"] == back["ready"] == kept
+    assert caller.http.delete(f"/v1/sessions/{other['id']}").status_code == 204
+    assert caller.http.get(f"/v1/sessions/{other['id']}").status_code == 404
+
+
+def test_an_export_is_taken_up_again(caller):
+    one = caller.post("", model="simplemind")
+    caller.say(one["id"], "Once upon a time")
+    data = caller.http.get(f"/v1/sessions/{one['id']}/export").content
+    response = caller.http.post("/v1/sessions/import?model=simplemind", content=data)
+    other = response.json()
+    assert other["position"] == caller.http.get(f"/v1/sessions/{one['id']}").json()["position"]
+    assert caller.say(one["id"], " and") == caller.say(other["id"], " and")
+    refused = caller.http.post("/v1/sessions/import?model=hfa", content=data)
+    assert refused.status_code == 422
+    assert "another model" in refused.json()["error"]["message"]
+
+
+def test_a_session_streams(caller):
+    one = caller.post("")
+    response = caller.http.post(
+        f"/v1/sessions/{one['id']}/generate", json={"prompt": "Once", "max_tokens": 4, "stream": True}
+    )
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert '"done":true' in response.text
+
+
+def test_a_session_is_nobody_else_s(caller, shared):
+    one = caller.post("")
+    stranger = Caller(shared, shared.subnet.signer("other"))
+    for response in (
+        stranger.http.get(f"/v1/sessions/{one['id']}"),
+        stranger.http.get(f"/v1/sessions/{one['id']}/export"),
+        stranger.http.post(f"/v1/sessions/{one['id']}/generate", json={"prompt": "x"}),
+        stranger.http.delete(f"/v1/sessions/{one['id']}"),
+    ):
+        assert response.status_code == 404
+        assert "which is not here" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/generate", {"prompt": "x", "model": "simplemind"}, 422, "this session is of hfa"),
+        ("/rollback", {"to": 7}, 422, "expected 0 to 0"),
+        ("/rollback", {}, 422, "to: missing"),
+        ("/snapshot", {}, 409, "continue it first"),
+        ("/fork", {"at": -1}, 422, "at: got -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_sentence(caller, path, body, status, said):
+    one = caller.post("", model="hfa")
+    response = caller.http.post(f"/v1/sessions/{one['id']}{path}", json=body)
+    assert response.status_code == status
+    assert said in response.json()["error"]["message"]
