@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTAL
 _CODE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|<!--.*?-->", re.DOTALL)
 _NUMBER = r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?"
 _UNITS = r"tokens/s|ms|s|seconds|minutes|hours|KiB|MiB|GiB|MB|GB|bits per byte|times|TFLOP|GFLOP|MFLOP"
-_FIGURE = re.compile(rf"{_NUMBER}%|(?<![\w.,/-])\d[\d,]*\.\d+(?![\w.])|{_NUMBER}(?= (?:{_UNITS})\b)")
+_FIGURE = re.compile(rf"{_NUMBER}%|(?<![\w.,/-])\d[\d,]*\.\d+(?!\w|\.\d)|{_NUMBER}(?= (?:{_UNITS})\b)")
 _IN_ROW = re.compile(rf"(?<=\|) *\**({_NUMBER}%?)(?=[^|]*\|)")
 
 
