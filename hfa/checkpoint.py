@@ -176,10 +176,11 @@ def _checked_weights(folder: Path, description: dict[str, Any]) -> dict[str, tor
     path, expected = folder / _WEIGHTS, description["weights"]
     if not path.is_file():
         raise CheckpointError(f"{folder}: {_WEIGHTS} is missing; the artifact is torn.")
-    if path.stat().st_size != expected.get("bytes") or _sha256(path) != expected.get("sha256"):
+    content = path.read_bytes()  # not mapped: a file that is cut short while it serves would take the process with it
+    if len(content) != expected.get("bytes") or hashlib.sha256(content).hexdigest() != expected.get("sha256"):
         raise CheckpointError(f"{path}: not the weights that {_CONFIG} describes; the file is torn or was changed.")
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}).") from None
 

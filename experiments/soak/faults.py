@@ -85,7 +85,7 @@ class Faults:
     def model_failing(self) -> None:
         """An artifact whose every logit is NaN becomes the latest, for a while."""
         model = self._world.versions["hfa"][self._version]
-        broken = type(model)(model.config)
+        broken = model.config.build()
         broken.load_state_dict({name: value * float("nan") for name, value in model.state_dict().items()})
         checkpoint.save(self._world.artifact("hfa"), model=broken, tokenizer=ByteTokenizer(), provenance={})
         self._stopping.wait(6)

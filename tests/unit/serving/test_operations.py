@@ -1,0 +1,230 @@
+"""What an operator relies on: logs, metrics, the dashboard, the status page, units, weights swapped while serving."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import logging
+import logging.config
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from hfa import checkpoint
+from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.network.base import Neuron
+from hfa.serving.logs import JSONFormatter
+from hfa.serving.miner import HFAMiner
+from hfa.serving.service import priority
+
+ROOT = Path(__file__).parents[3]
+DEPLOY = ROOT / "conf" / "deploy"
+HTTP = httpx.Client(verify=False, timeout=60, trust_env=False)
+
+
+def until(condition) -> None:
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_weights_are_swapped_without_dropping_a_request(start, tiny, tmp_path):
+    """Under load, the newest artifact takes over each time; a torn one does not; every answer is one model's own."""
+    folder = tmp_path / "outputs" / "hfa" / "checkpoints" / "last"
+
+    def deploy(version: int) -> None:
+        model, generator = tiny("hfa"), torch.Generator().manual_seed(version)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # fresh weights repeat their last token, whatever the version
+                parameter.data += 4 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+        checkpoint.save(folder, model=model, tokenizer=ByteTokenizer(), provenance={})
+
+    deploy(0)
+    running = start(f"checkpoint_root={tmp_path / 'outputs'}", "models=[hfa]", "watch_s=0.05", "server.rate_per_s=1e6")
+    answers: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def ask() -> None:
+        with running.client() as client:
+            while not stop.is_set():
+                streamed = client.stream("hello", max_tokens=20)
+                answers["".join(streamed)] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        engine = running.miner.models["hfa"].engine
+        for version in (1, 0, 1):
+            deploy(version)
+            until(lambda: running.miner.models["hfa"].engine is not engine)  # noqa: B023
+            old, engine = engine, running.miner.models["hfa"].engine
+            until(lambda: not old._thread.is_alive())  # noqa: B023
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        time.sleep(0.5)
+        assert running.miner.models["hfa"].engine is engine, "a torn artifact changes nothing"
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert len(answers) == 2, "the answers of two versions, and no mixture"
+    record = HTTP.get(running.url + "/statistics").json()["architectures"]["hfa"]
+    assert record["requests"] == record["succeeded"] == answers.total()
+
+
+def test_stake_is_priority_by_decades():
+    stakes = (0, 5, 999, 1000, 9000, 99_999, 1e6)
+    assert [priority(Neuron(0, "5A", stake, True, None)) for stake in stakes] == [0, 0, 3, 3, 3, 5, 6]
+
+
+def test_a_greater_stake_goes_first_when_the_queue_is_full(start):
+    running = start("engine.max_concurrent=1", "engine.max_queue=1", "models=[hfa]", "server.rate_burst=100")
+    great = running.subnet.signer("great", stake_tao=1e6)
+    statuses: list[int] = []
+
+    def wait_in_line() -> None:
+        body = b'{"prompt": "hello", "max_tokens": 3000}'
+        headers = running.validator.sign(body, method="POST", path="/v1/generate", receiver=running.hotkey)
+        statuses.append(HTTP.post(f"{running.url}/v1/generate", content=body, headers=headers).status_code)
+
+    def load():
+        return running.miner.models["hfa"].engine.load()
+
+    lines = [threading.Thread(target=wait_in_line) for _ in range(2)]
+    for thread in lines:
+        thread.start()
+    until(lambda: load().running + load().waiting == 2)
+    with running.client(great) as client:
+        assert client.generate("hello", max_tokens=2).text
+    running.miner.stop()
+    for model in running.miner.models.values():
+        model.engine.close()
+    for thread in lines:
+        thread.join(60)
+    assert statuses.count(503) >= 1, "who has less made room"
+
+
+class Text(HTMLParser):
+    """The visible text of a page, and its tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+
+    def handle_data(self, data):
+        self.words += f" {data}"
+
+
+def test_the_status_page_is_for_this_machine_and_shows_what_there_is(start, caplog):
+    with caplog.at_level("INFO"):
+        running = start()
+    url = re.search(r"Status page at (http://127\.0\.0\.1:\d+)", caplog.text)[1]
+    with running.client() as client:
+        client.generate("hello", max_tokens=2)
+    hostile = running.subnet.config.file()
+    hostile.publish(running.validator.hotkey, "<script>alert(1)</script>:1")
+    page = HTTP.get(url + "/")
+    assert page.status_code == 200
+    shown = Text(page.text)
+    for words in (
+        "hfa (default)",
+        "simplemind",
+        running.hotkey,
+        running.validator.hotkey,
+        "100.0%",
+        "5,000.0",
+        "<script>",
+    ):
+        assert words in shown.words
+    assert not {"script", "iframe", "img", "form"} & set(shown.tags)
+    assert str(running.subnet.config.wallet_path) not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert HTTP.get(running.url + "/").status_code == 404, "the public port has no status page"
+
+
+def test_a_status_port_that_is_taken_is_no_reason_not_to_mine(settings, caplog):
+    with caplog.at_level("INFO"), HFAMiner(settings()):
+        port = re.search(r"Status page at http://127\.0\.0\.1:(\d+)", caplog.text)[1]
+        with HFAMiner(settings(f"server.status_port={port}", "wallet.name=second")) as second:
+            assert f"Port {port} is taken; the status page is on another" in caplog.text
+            assert HTTP.get(second.url + "/health").status_code == 200
+
+
+def test_every_metric_of_the_dashboard_is_exposed(start):
+    running = start()
+    with running.client() as client:
+        client.generate("hello", max_tokens=2)
+    HTTP.post(running.url + "/v1/generate")
+    exposed = set(re.findall(r"^(hfa_\w+)", HTTP.get(running.url + "/metrics").text, re.M))
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    wanted = {name for expression in expressions for name in re.findall(r"\bhfa_\w+", expression)}
+    assert wanted <= exposed
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"]) > 8
+    assert {"hfa_metagraph_age_seconds", "hfa_registered"} <= exposed
+
+
+def test_a_log_line_as_json_has_everything(caplog):
+    record = logging.getLogger("hfa.x").makeRecord("hfa.x", 20, "f", 1, "said %s", ("\N{SNOWMAN}\n",), None)
+    record.model = "hfa"
+    assert json.loads(JSONFormatter().format(record)) | {"time": ""} == {
+        "time": "",
+        "level": "INFO",
+        "logger": "hfa.x",
+        "message": "said \N{SNOWMAN}\n",
+        "model": "hfa",
+    }
+    try:
+        raise ValueError("deep")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    line = JSONFormatter().format(record)
+    assert "\n" not in line
+    assert "ValueError: deep" in json.loads(line)["exception"]
+
+
+def test_the_unit_is_one_that_systemd_reads(tmp_path):
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read_string((DEPLOY / "hfa-miner.service").read_text().replace("\\\n", " "))
+    command = unit["Service"]["ExecStart"]
+    assert unit["Service"]["RestartPreventExitStatus"] == "1 2"
+    words = [word for word in command.split() if "=" in word or word.startswith("--")]
+    filled = [re.sub(r"<NETUID>", "1", re.sub(r"<[A-Z]+>", "203.0.113.7", word)) for word in words]
+    composed = subprocess.run(
+        [sys.executable, str(ROOT / "mine.py"), *filled, "--cfg", "job"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert composed.returncode == 0, composed.stderr
+    assert "/var/lib/hfa/nonces" in composed.stdout
+
+
+def test_what_the_container_runs_composes(tmp_path):
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    entry, command = (json.loads(re.search(rf"^{word} (\[.*\])", text, re.M)[1]) for word in ("ENTRYPOINT", "CMD"))
+    for copied in re.findall(r"^COPY (.+) \S+$", text, re.M):
+        assert all((ROOT / name).exists() for name in copied.split())
+    words = [sys.executable, str(ROOT / "mine.py"), *entry[2:], *command, "--cfg", "job"]
+    composed = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert composed.returncode == 0, composed.stderr
+    assert "folder: /data/subnets" in composed.stdout
+
+
+@pytest.mark.parametrize("style", ["miner", "miner_json"])
+def test_both_kinds_of_logs_can_be_set_up(settings, style):
+    assert settings(f"hydra/job_logging={style}").default == "hfa"
