@@ -57,7 +57,8 @@ def main() -> int:
         asyncio.run(load())
     codes = [worker.stop() for worker in workers]
     world.node.kill()
-    result = _result(arguments, callers.tally, faults, memory, codes, time.monotonic() - began)
+    disagreements = sum(question.disagreements for question in world.questions)
+    result = _result(arguments, callers.tally, faults, memory, codes, time.monotonic() - began, disagreements)
     _say(json.dumps({name: value for name, value in result.items() if name not in ("memory_mib", "faults")}, indent=1))
     if arguments.record:
         RESULTS.mkdir(exist_ok=True)
@@ -72,6 +73,7 @@ def _result(
     memory: list[tuple[float, float]],
     codes: list[int],
     seconds: float,
+    disagreements: int,
 ) -> dict[str, Any]:
     settled = [mib for at_s, mib in memory if at_s > seconds * _SETTLED]
     half = len(settled) // 2
@@ -85,6 +87,7 @@ def _result(
             "flat memory": after <= before * (1 + _MAX_GROWTH),
             "clean stop": codes == [0, 0],
         },
+        "engine_and_model_disagree": f"{disagreements} of {arguments.questions * 4} reference answers",
         "answered": tally.answered,
         "streamed": tally.streamed,
         "answered_by": dict(tally.models),

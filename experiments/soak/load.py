@@ -85,7 +85,7 @@ class Callers:
             tally.streamed += bool(asked["stream"])
             tally.models[model] += 1
             tally.seconds.append(time.monotonic() - began)
-            if text not in question.answers.get(model, set()):
+            if text not in question.answers.get(model, []):
                 tally.wrong.append(f"{model}: {text!r} to {question.prompt[:40]!r}")
             return
         self.tally.lost.append(question.prompt[:40])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -18,8 +19,9 @@ import torch
 import yaml
 
 from hfa import checkpoint
-from hfa.config import from_node
+from hfa.config import from_mapping, from_node
 from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.inference import Engine, EngineConfig, GenerationRequest, Sampling, TokenEvent
 from hfa.models import LanguageModel, ModelConfig
 from hfa.network.base import WalletConfig
 from hfa.network.bittensor import HotkeySigner, create_hotkey
@@ -45,10 +47,19 @@ _SIZES = {
 
 
 class Question(NamedTuple):
-    """A prompt, and the right answers to it by architecture: one a version of its weights."""
+    """A prompt, and the right answers to it by architecture: one a version of its weights.
+
+    Right is what an engine with nothing else to do answers. Where the model alone, without an engine, answers
+    otherwise, the two disagree: that is counted, and is not the soak's to judge.
+    """
 
     prompt: str
-    answers: dict[str, set[str]]
+    answers: dict[str, list[str]]
+    alone: dict[str, list[str]]
+
+    @property
+    def disagreements(self) -> int:
+        return sum(a != b for name in self.answers for a, b in zip(self.answers[name], self.alone[name], strict=True))
 
 
 class World:
@@ -96,13 +107,19 @@ class World:
     def _questions(self, seed: int, count: int) -> Iterator[Question]:
         """Prompts that every model answers without a close call."""
         generator = torch.Generator().manual_seed(seed)
+        engines = {name: [_engine(name, seed + version) for version in (0, 1)] for name in ARCHITECTURES}
         while count:
             length = int(10 ** (1 + 2.3 * torch.rand((), generator=generator).item()))  # 10 to 2,000 bytes
             prompt = bytes(torch.randint(32, 127, (length,), generator=generator).tolist()).decode()
-            answers = {name: [_answer(model, prompt) for model in self.versions[name]] for name in ARCHITECTURES}
-            if all(all(given is not None for given in both) for both in answers.values()):
-                yield Question(prompt, {name: {str(given) for given in both} for name, both in answers.items()})
-                count -= 1
+            alone = {name: [_answer(model, prompt) for model in self.versions[name]] for name in ARCHITECTURES}
+            if any(given is None for both in alone.values() for given in both):
+                continue
+            answers = {name: [_engine_answer(engine, prompt) for engine in engines[name]] for name in ARCHITECTURES}
+            yield Question(prompt, answers, {name: [str(given) for given in both] for name, both in alone.items()})
+            count -= 1
+        for both in engines.values():
+            for engine in both:
+                engine.close()
 
 
 class Worker:
@@ -196,6 +213,25 @@ def _model(name: str, seed: int) -> LanguageModel:
             if parameter.ndim > 1:
                 parameter += _SPREAD * parameter.std() * torch.randn_like(parameter)
     return model.eval()
+
+
+def _engine(name: str, seed: int) -> Engine:
+    """An engine as conf/engine/default.yaml has it, with nothing else to do."""
+    values = yaml.safe_load((ROOT / "conf" / "engine" / "default.yaml").read_text())
+    values.pop("_target_")
+    return from_mapping(EngineConfig, values | {"threads": 1}, "engine").build(_model(name, seed), name)
+
+
+def _engine_answer(engine: Engine, prompt: str) -> str:
+    async def tokens() -> list[int]:
+        sampling = Sampling()
+        stop = frozenset({ByteTokenizer().end_of_text})
+        request = GenerationRequest(
+            tokens=tuple(prompt.encode()), max_tokens=MAX_TOKENS, sampling=sampling, stop_tokens=stop
+        )
+        return [event.token async for event in engine.submit(request) if isinstance(event, TokenEvent)]
+
+    return bytes(asyncio.run(tokens())).decode(errors="replace")
 
 
 def _answer(model: LanguageModel, prompt: str) -> str | None:
