@@ -27,13 +27,19 @@ class RoutedSettings(ModelConfig):
     active_channels: PositiveInt  # the most a token may use (routers `dynamic` and `hard`)
     router: Literal["dynamic", "soft", "hard"]
     aggregation: Literal["learnable", "mean", "sum"]
+    shared_channel: bool  # whether one channel of each head is every token's, as strong as its best
+    output_gate: bool
     conv_width: PositiveInt
     chunk_size: PositiveInt
 
     def check(self) -> None:
         super().check()
-        if self.active_channels >= self.num_channels:
-            raise ConfigError("active_channels", self.active_channels, f"fewer than num_channels={self.num_channels}")
+        free = self.num_channels - self.shared_channel
+        if self.active_channels >= free:
+            expected = f"fewer than num_channels={self.num_channels}" + (
+                " without the shared one" if free < self.num_channels else ""
+            )
+            raise ConfigError("active_channels", self.active_channels, expected)
         if self.chunk_size * FASTEST_DECAY >= 80:
             raise ConfigError("chunk_size", self.chunk_size, "at most 64, so that float32 does not overflow")
 
@@ -52,18 +58,21 @@ class RoutedState(NamedTuple):
     """What a layer of routed channels carries."""
 
     channels: Tensor  # float32 [B, H, C, V], with one more column of running weights for `mean`
-    tail: Tensor  # [B, conv_width - 1, 2 H C + D]
+    tail: Tensor  # [B, conv_width - 1, H C + D]: scores and values before their convolutions
 
 
 class RoutedChannels(Mixer):
     """A gated recurrence whose keys and queries are routing weights over C channels a head.
 
-        w, r = route(rms(conv(W_k x))), route(rms(conv(W_q x)))      write and read weights, mostly zero
+        w, r = route(rms(conv_k(W x))), route(rms(conv_q(W x)))      write and read weights, mostly zero
         S' = diag(a) S                                               only the channels written to decay
         learnable: S = S' + w b (v - w^T S')                         replaces what the channels predicted
         sum:       S = S' + w b v
         mean:      as sum, read as the weighted mean of what was written
         o = S^T r
+
+    Reads and writes share W, so that both know a content by the same channels: better than one each in bits per byte,
+    and less to compute. Their convolutions tell them apart.
 
     Args:
         settings: the sizes, router and aggregation.
@@ -76,14 +85,18 @@ class RoutedChannels(Mixer):
         self.num_heads, self.head_dim, self.num_channels = heads, settings.head_dim, settings.num_channels
         self.aggregation, self.chunk_size = settings.aggregation, settings.chunk_size
         self.routing = Routing(settings.router, settings.active_channels, settings.aggregation == "learnable")
-        self.widths = [heads * settings.num_channels, heads * settings.num_channels, width]
-        self.qkv = Linear(width, sum(self.widths), bias=False)
-        self.conv = ShortConv(sum(self.widths), settings.conv_width)
+        self.shared_channel = settings.shared_channel
+        self.widths = [heads * settings.num_channels, width]  # of scores and values
+        self.project = Linear(width, sum(self.widths), bias=False)
+        self.read_conv = ShortConv(self.widths[0], settings.conv_width)
+        self.conv = ShortConv(sum(self.widths), settings.conv_width)  # of what is written
         self.gates = Linear(width, 4 * heads)  # decay, write strength, thresholds of the query and of the key
-        with torch.no_grad():
+        with torch.no_grad():  # heads start with memories of different spans, as in the flow
             self.gates.weight[2 * heads :] = 0.0
-            self.gates.bias.copy_(torch.tensor([6.0, -2.0, 1.0, 1.0]).repeat_interleave(heads))
-        self.out_gate = Linear(width, width, bias=False)
+            self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
+            self.gates.bias[heads : 2 * heads] = 0.0
+            self.gates.bias[2 * heads :] = 1.0
+        self.out_gate = Linear(width, width, bias=False) if settings.output_gate else None
         self.out_norm = RMSNorm(settings.head_dim)
         self.out = Linear(width, width, bias=False)
         if match:
@@ -91,19 +104,23 @@ class RoutedChannels(Mixer):
 
     @torch.no_grad()
     def match_init(self) -> None:
-        """A token is written under its predecessor's routing, and what is read is copied to the stream."""
-        q, k, v = self.qkv.weight.split(self.widths)
-        k.copy_(q)
+        """A token is written under its predecessor's routing, and what is read is copied to the stream.
+
+        Hardly anything is forgotten, and little written at first.
+        """
+        _, v = self.project.weight.split(self.widths)
         nn.init.orthogonal_(v)
         self.out.weight.copy_(v.T)
+        self.read_conv.peak((0.8,))
         self.conv.weight.mul_(0.2)
-        q_conv, k_conv, v_conv = self.conv.weight.split(self.widths, dim=1)
-        q_conv[0] += 0.8
+        k_conv, v_conv = self.conv.weight.split(self.widths, dim=1)
         k_conv[min(1, len(k_conv) - 1)] += 0.8
         v_conv[0] += 0.8
+        self.gates.bias[: self.num_heads] = 6.0
+        self.gates.bias[self.num_heads : 2 * self.num_heads] = -2.0
 
     def init_state(self, batch_size: int) -> RoutedState:
-        weight = self.qkv.weight
+        weight = self.project.weight
         columns = self.head_dim + (self.aggregation == "mean")
         shape = (batch_size, self.num_heads, self.num_channels, columns)
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -112,7 +129,7 @@ class RoutedChannels(Mixer):
     def forward(self, x: Tensor, state: RoutedState) -> tuple[Tensor, RoutedState]:
         if x.shape[1] == 1:
             weights = self._weights()
-            if not tracked(x, *state, *weights) and self._decodes(x, state, weights):
+            if weights and not tracked(x, *state, *weights) and decodes(x, *state, *weights[:-1]):
                 y, *after = routed_layer_step(x, *state, weights, self.routing)
                 return y, RoutedState(*after)
         q, k, v, gates, tail = self._mixed(x, state.tail)
@@ -121,7 +138,7 @@ class RoutedChannels(Mixer):
         read, channels = routed_scan(q, k, v, gates, state.channels, self.routing, chunk_size=self.chunk_size)
         if self.aggregation == "mean":
             read = read[..., :-1] / (read[..., -1:] + 1e-3)
-        read = self.out_norm(read.to(x.dtype), self.out_gate(x))  # [B, T, H, V]
+        read = self.out_norm(read.to(x.dtype), self.out_gate(x) if self.out_gate else None)  # [B, T, H, V]
         return self.out(read.flatten(2)), RoutedState(channels, tail)
 
     def routes(self, x: Tensor, state: RoutedState) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,20 +147,25 @@ class RoutedChannels(Mixer):
         return routes(q, k, gates, self.routing)
 
     def _mixed(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        mixed, tail = self.conv(self.qkv(x), tail)
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in mixed.split(self.widths, dim=-1))
+        projected, scores = self.project(x), self.widths[0]
+        read, _ = self.read_conv(projected[..., :scores], tail[..., :scores])
+        written, tail = self.conv(projected, tail)
+        parts = (read, *written.split(self.widths, dim=-1))
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)
+        if self.shared_channel:
+            q, k = (torch.cat([part[..., :-1], part[..., :-1].amax(-1, keepdim=True)], dim=-1) for part in (q, k))
         return q, k, v, self.gates(x), tail  # [B, T, H, C], [B, T, H, C], [B, T, H, V], [B, T, 4 H]
 
-    def _decodes(self, x: Tensor, state: RoutedState, weights: RoutedWeights) -> bool:
-        whole = self.num_channels % WIDTH == 0 and self.aggregation != "mean"
-        return whole and decodes(x, *state, *weights[:-1])
-
-    def _weights(self) -> RoutedWeights:
+    def _weights(self) -> RoutedWeights | None:
+        """For the kernel that decodes; None where that is not made for this layer."""
+        if self.out_gate is None or self.shared_channel or self.aggregation == "mean" or self.num_channels % WIDTH:
+            return None
         return RoutedWeights(
-            self.qkv.weight,
+            self.project.weight,
             self.gates.weight,
             self.out_gate.weight,
             self.out.weight,
+            self.read_conv.weight,
             self.conv.weight,
             self.out_norm.weight,
             self.gates.bias,

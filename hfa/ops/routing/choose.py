@@ -1,4 +1,7 @@
-"""Choosing channels inside kernels: those of one token and head, as a list, and the gradients of their weights."""
+"""Choosing channels inside kernels: those of one token and head, as a list, and the gradients of their weights.
+
+All of it is inlined: a call that passes lists costs as much as a few channels.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _ALL = (1 << WIDTH) - 1
 _NOTHING, _THETA = -1, -2  # where a threshold comes from; else from the channel of this number
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def choose(
     scores: int, at: int, C: int, router: int, theta: Any, budget: int, index: Any, weight: Any, base: int
 ) -> Any:
@@ -62,7 +65,7 @@ def choose(
     return found, root, source, scale
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def unchoose(
     scores: int, at: int, C: int, root: Any, source: int, scale: Any,
     index: Any, weight: Any, pull: Any, base: int, found: int, grad: int, gi: int,
@@ -92,7 +95,7 @@ def unchoose(
     return of_cut if source == _THETA else 0.0
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def _count(scores: int, at: int, C: int, cut: Any) -> int:
     edge, found = splat(cut), 0
     for c in range(0, C, WIDTH):
@@ -100,7 +103,7 @@ def _count(scores: int, at: int, C: int, cut: Any) -> int:
     return found
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def _place(scores: int, at: int, C: int, value: Any) -> int:
     """The first channel whose score is `value`."""
     wanted = splat(value)
@@ -112,7 +115,7 @@ def _place(scores: int, at: int, C: int, value: Any) -> int:
     return 0
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def _ranked(scores: int, at: int, C: int, rank: int) -> Any:
     """The score that `rank` others exceed, where no two are equal: an interval around it is halved."""
     highest, lowest_ = load(scores, at), splat(0.0) - load(scores, at)

@@ -10,7 +10,7 @@ from numba import njit
 from torch import Tensor
 
 from hfa.ops.routing.choose import choose, unchoose
-from hfa.ops.routing.recurrent import GATES, Routing, forget, gather, slowness, write
+from hfa.ops.routing.recurrent import AHEAD, GATES, Routing, fetch, forget, gather, slowness, write
 from hfa.ops.routing.threshold import FASTEST_DECAY, ROUTERS
 from hfa.ops.scan.recurrent import rows
 from hfa.ops.simd import WIDTH, first, load, one, put, sigmoid, splat, store, total
@@ -86,6 +86,10 @@ def _gradient(
                     store(state, i, load(starts, start + i))
                 for t in range(begin, end):
                     row, base, gate = b * length + t, (t - begin) * C, GATES * heads * (b * length + t) + h
+                    fetch(k, k_row * (row + AHEAD) + h * C, C)
+                    fetch(v, v_row * (row + AHEAD) + h * V, V)
+                    fetch(q, q_row * row + h * C, C)  # for the way back
+                    fetch(d_out, (row * heads + h) * V, V)
                     theta = first(one(gates, gate + 3 * heads))
                     found, root, source, scale = choose(
                         k, k_row * row + h * C, C, router, theta, budget, index, weight, base

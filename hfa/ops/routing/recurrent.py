@@ -85,14 +85,14 @@ def _scan(
                 )  # fmt: skip
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def fetch(x: int, at: int, width: int) -> None:
     """Start to bring a vector into the cache: the processor does not see by itself that a head's tokens lie apart."""
     for c in range(0, width, WIDTH):
         prefetch(x, at + c)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def routed_step(
     q: int, qi: int, k: int, ki: int, v: int, vi: int, gates: int, gi: int, heads: int,
     state: int, memory: int, out: int, oi: int, C: int, V: int, router: int, budget: int, erase: bool,
@@ -109,14 +109,14 @@ def routed_step(
     gather(state, memory, out, oi, index, weight, 0, found, V)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def slowness(gate: Any) -> Any:
     """logsigmoid of the decay's gate, at least -FASTEST_DECAY: the log decay of the channel written to most."""
     level = min(gate, 0.0) - math.log1p(math.exp(-abs(gate)))
     return np.float32(max(level, -FASTEST_DECAY))
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def forget(weight: Any, decay: Any, base: int, found: int, level: Any) -> int:
     """`level` times a channel's share of the strongest write, as a factor; the place of the strongest in the lists."""
     strongest = base
@@ -129,7 +129,7 @@ def forget(weight: Any, decay: Any, base: int, found: int, level: Any) -> int:
     return strongest
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def write(
     state: int, memory: int, v: int, vi: int, errors: int, ei: int, log: int, li: int, strength: Any,
     index: Any, weight: Any, decay: Any, base: int, found: int, V: int, erase: bool,
@@ -188,7 +188,7 @@ def write(
             store(state, row, splat(decay[j]) * s0 + splat(weight[j]) * u0)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", forceinline=True)
 def gather(state: int, memory: int, out: int, oi: int, index: Any, weight: Any, base: int, found: int, V: int) -> None:
     """The sum of the chosen rows, each times its weight."""
     zero, last = splat(0.0), base + found

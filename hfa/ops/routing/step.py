@@ -19,11 +19,12 @@ from hfa.ops.simd import WIDTH, first, load, one, put, store
 class RoutedWeights(NamedTuple):
     """Of a layer of routed channels, all contiguous."""
 
-    qkv: Tensor  # [2 H C + D, D]
+    project: Tensor  # [H C + D, D]
     gates: Tensor  # [4 H, D]: decay, write strength, thresholds of the query and of the key
     out_gate: Tensor  # [D, D]
     out: Tensor  # [D, D]
-    conv: Tensor  # [J, 2 H C + D]
+    read_conv: Tensor  # [J, H C]
+    conv: Tensor  # [J, H C + D]
     norm: Tensor  # [V]
     bias: Tensor  # [4 H], of the gates
 
@@ -33,21 +34,22 @@ def routed_layer_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What :class:`hfa.models.simplemind.RoutedChannels` computes for one token a row, without gradients.
 
-    In float32 on the CPU, if the layer has an output gate and its channels keep sums.
+    In float32 on the CPU, for a layer with an output gate, whose channels keep sums and none of them is shared.
 
     Args:
         x: [B, 1, D].
         channels: [B, H, C, V], C and V in whole vectors.
-        tail: [B, J - 1, 2 H C + D].
+        tail: [B, J - 1, H C + D].
 
     Returns:
         y [B, 1, D], and the channels and the tail after the token.
     """
     batch, heads, count, width = channels.shape
     y, new_channels, new_tail = (t.new_empty(t.shape) for t in (x, channels, tail))
-    scratch = x.new_empty(batch * (2 * len(weights.qkv) + 3 * heads * width + GATES * heads))
+    taps, scores = len(weights.conv), heads * count
+    scratch = x.new_empty(batch * (2 * len(weights.project) + (taps + 1) * scores + 3 * heads * width + GATES * heads))
     tensors = (x.contiguous(), channels.contiguous(), tail.contiguous(), *weights, y, new_channels, new_tail, scratch)
-    sizes = (batch, heads, count, width, len(weights.conv))
+    sizes = (batch, heads, count, width, taps)
     options = (ROUTERS.index(routing.router), routing.budget, routing.erase)
     _step(*(t.data_ptr() for t in tensors), *sizes, *options)
     return y, new_channels, new_tail
@@ -55,19 +57,28 @@ def routed_layer_step(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(
-    x: int, channels: int, tail: int, qkv: int, gates: int, out_gate: int, out: int, conv: int, norm: int, bias: int,
-    y: int, new_channels: int, new_tail: int, scratch: int,
+    x: int, channels: int, tail: int, project: int, gates: int, out_gate: int, out: int, read_conv: int, conv: int,
+    norm: int, bias: int, y: int, new_channels: int, new_tail: int, scratch: int,
     batch: int, heads: int, C: int, V: int, taps: int, router: int, budget: int, erase: bool,
 ) -> None:  # fmt: skip
-    D, W = heads * V, 2 * heads * C + heads * V
+    D, S, kept = heads * V, heads * C, taps - 1
+    W = S + D
     index = np.zeros(C, np.int64)
     weight, decay = np.zeros(C, np.float32), np.zeros(C, np.float32)
-    mixed = scratch + 4 * batch * W
-    read = mixed + 4 * batch * W
+    written = scratch + 4 * batch * W
+    scores, query = written + 4 * batch * W, written + 4 * batch * (W + S)
+    scores_tail = query + 4 * batch * S
+    read = scores_tail + 4 * batch * kept * S
     gate, normed, opened = read + 4 * batch * D, read + 8 * batch * D, read + 12 * batch * D
-    products(x, qkv, scratch, batch, W, D)
-    convolve(scratch, tail, conv, mixed, batch, 1, W, taps, False, 0, WIDTH)
-    shift(tail, scratch, new_tail, batch, W, taps - 1)
+    products(x, project, scratch, batch, W, D)
+    for c in range(0, S, WIDTH):
+        for b in range(batch):
+            store(scores, b * S + c, load(scratch, b * W + c))
+        for j in range(batch * kept):
+            store(scores_tail, j * S + c, load(tail, j * W + c))
+    convolve(scores, scores_tail, read_conv, query, batch, 1, S, taps, False, 0, WIDTH)
+    convolve(scratch, tail, conv, written, batch, 1, W, taps, False, 0, WIDTH)
+    shift(tail, scratch, new_tail, batch, W, kept)
     products(x, gates, opened, batch, GATES * heads, D)
     for i in range(0, batch * heads * C * V, WIDTH):
         store(new_channels, i, load(channels, i))
@@ -76,10 +87,9 @@ def _step(
             place = GATES * heads * b + i
             put(opened, place, first(one(opened, place) + one(bias, i)))
         for h in range(heads):
-            q, v = W * b + h * C, W * b + 2 * heads * C + h * V
             routed_step(
-                mixed, q, mixed, q + heads * C, mixed, v, opened, GATES * heads * b + h, heads,
-                new_channels, (heads * b + h) * C * V, read, (heads * b + h) * V,
+                query, S * b + h * C, written, W * b + h * C, written, W * b + S + h * V,
+                opened, GATES * heads * b + h, heads, new_channels, (heads * b + h) * C * V, read, (heads * b + h) * V,
                 C, V, router, budget, erase, index, weight, decay,
             )  # fmt: skip
     products(x, out_gate, gate, batch, D, D)
