@@ -13,9 +13,9 @@ from hfa.models.base import Mixer, ModelConfig
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
 from hfa.nn.norm import RMSNorm
-from hfa.ops.fused import FlowWeights, decodes, flow_step
+from hfa.ops.fused import FlowWeights, flow_step
 from hfa.ops.scan import scan
-from hfa.ops.simd import tracked
+from hfa.ops.simd import WIDTH, suits, tracked
 
 
 @config
@@ -65,7 +65,7 @@ class Flow(Mixer):
     def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
         if x.shape[1] == 1 and self.erase:
             weights = self._weights()
-            if not tracked(x, *state, *weights) and decodes(x, *state, *weights[:-1]):
+            if not tracked(x, *state, *weights) and suits(x, *state, *weights[:-1]) and not self.head_dim % WIDTH:
                 y, memory, tail = flow_step(x, *state, weights)
                 return y, FlowState(memory, tail)
         heads = (3, self.num_heads, self.head_dim)

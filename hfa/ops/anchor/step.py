@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hfa.ops.anchor.far import join_vectors
 from hfa.ops.fused.conv import convolve, shift
-from hfa.ops.fused.linear import decodes, products
+from hfa.ops.fused.linear import decodes, product, products
 from hfa.ops.index.retrieve import Search
 from hfa.ops.index.trie import CHUNK, WHOLE, place, retrieve_row
 from hfa.ops.simd import WIDTH, first, load, one, splat, store
@@ -85,11 +85,11 @@ def anchor_step(
     heads, width = len(weights.log_scale), x.shape[-1]
     memory_width, features = len(weights.key), len(weights.index_query)
     matrices = weights[:5]
-    projected = [x.new_empty(batch, len(matrix)) for matrix in matrices]
     few = decodes(x, *matrices, weights.out)
-    if not few:
-        for matrix, product in zip(matrices, projected, strict=True):
-            torch.mm(x[:, 0], matrix.t(), out=product)
+    if few:
+        projected = [x.new_empty(batch, len(matrix)) for matrix in matrices]
+    else:
+        projected = [product(x[:, 0], matrix) for matrix in matrices]
     tails = tuple(tail.contiguous() for tail in tails)
     after = tuple(torch.empty_like(tail) for tail in tails)
     read = x.new_empty(batch, width)
@@ -103,7 +103,7 @@ def anchor_step(
         heads, width, memory_width, features, len(weights.query_conv), groups, 2 * values // groups, *search,
     )  # fmt: skip
     if not few:
-        torch.mm(read, weights.out.t(), out=y[:, 0])
+        y = product(read, weights.out)[:, None]
     return y, after
 
 

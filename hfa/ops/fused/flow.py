@@ -8,7 +8,7 @@ from numba import njit
 from torch import Tensor
 
 from hfa.ops.fused.conv import convolve, shift
-from hfa.ops.fused.linear import products
+from hfa.ops.fused.linear import decodes, product, products
 from hfa.ops.fused.norm import normalise
 from hfa.ops.scan.recurrent import write_and_read
 from hfa.ops.simd import first, one, put, sigmoid
@@ -37,27 +37,37 @@ def flow_step(x: Tensor, memory: Tensor, tail: Tensor, weights: FlowWeights) -> 
     Returns:
         y [B, 1, D], and the memory and the tail after the token.
     """
-    batch, heads, width = len(x), memory.shape[1], x.shape[-1]
+    x, batch, heads, width = x.contiguous(), len(x), memory.shape[1], x.shape[-1]
+    few = decodes(x, *weights[:4])
     y, new_memory, new_tail = (t.new_empty(t.shape) for t in (x, memory, tail))
-    scratch = x.new_empty(batch * (9 * width + 2 * heads))
-    tensors = (x.contiguous(), memory.contiguous(), tail.contiguous(), *weights, y, new_memory, new_tail, scratch)
-    _step(*(t.data_ptr() for t in tensors), batch, heads, width // heads, len(weights.conv))
+    matrices = weights.qkv, weights.gates, weights.out_gate
+    if few:
+        products_of = [x.new_empty(batch, len(matrix)) for matrix in matrices]
+    else:  # the matrices are read once for all rows
+        products_of = [product(x[:, 0], matrix) for matrix in matrices]
+    mixed, read, normed = x.new_empty(batch, 3 * width), x.new_empty(batch, width), x.new_empty(batch, width)
+    tensors = (
+        x, memory.contiguous(), tail.contiguous(), *weights, *products_of, mixed, read, normed, y, new_memory, new_tail
+    )  # fmt: skip
+    _step(*(t.data_ptr() for t in tensors), batch, heads, width // heads, len(weights.conv), few)
+    if not few:
+        y = product(normed, weights.out)[:, None]
     return y, new_memory, new_tail
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(
-    x: int, memory: int, tail: int, qkv: int, gates: int, out_gate: int, out: int, conv: int, norm: int, bias: int,
-    y: int, new_memory: int, new_tail: int, scratch: int, batch: int, heads: int, head_dim: int, taps: int,
+    x: int, memory: int, tail: int, qkv_w: int, gates_w: int, out_gate_w: int, out_w: int, conv: int, norm: int,
+    bias: int, qkv: int, strengths: int, gate: int, mixed: int, read: int, normed: int,
+    y: int, new_memory: int, new_tail: int, batch: int, heads: int, head_dim: int, taps: int, project: bool,
 ) -> None:  # fmt: skip
     D, square = heads * head_dim, head_dim * head_dim
-    mixed = scratch + 12 * batch * D
-    read, gate = mixed + 12 * batch * D, mixed + 16 * batch * D
-    strengths, normed = gate + 4 * batch * D, scratch
-    products(x, qkv, scratch, batch, 3 * D, D)
-    convolve(scratch, tail, conv, mixed, batch, 1, 3 * D, taps, True, 2 * heads, head_dim)
-    shift(tail, scratch, new_tail, batch, 3 * D, taps - 1)
-    products(x, gates, strengths, batch, 2 * heads, D)
+    if project:
+        products(x, qkv_w, qkv, batch, 3 * D, D)
+        products(x, gates_w, strengths, batch, 2 * heads, D)
+        products(x, out_gate_w, gate, batch, D, D)
+    convolve(qkv, tail, conv, mixed, batch, 1, 3 * D, taps, True, 2 * heads, head_dim)
+    shift(tail, qkv, new_tail, batch, 3 * D, taps - 1)
     for b in range(batch):
         for h in range(heads):
             decay, write = 2 * heads * b + h, 2 * heads * b + heads + h
@@ -69,6 +79,6 @@ def _step(
                 0, memory // 4 + state, new_memory // 4 + state, read, D * b + h * head_dim, 0, 0,
                 head_dim, head_dim, True,
             )  # fmt: skip
-    products(x, out_gate, gate, batch, D, D)
     normalise(read, norm, gate, normed, batch * heads, head_dim, 1e-6)
-    products(normed, out, y, batch, D, D)
+    if project:
+        products(normed, out_w, y, batch, D, D)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hfa.ops.simd import WIDTH, load, prefetch, put, splat, suits, total, tracked
 
-_FEW = 4  # vectors; for more, torch's blocked product reads the matrix no more often
+_FEW = 10  # vectors; for more, torch's blocked product is faster
+_MANY = 96  # vectors, up to which it is faster the other way round, with the matrix as its left side
 _STREAMS = 4  # parts of the matrix that are read at once: the processor fetches ahead in each of them
 _AHEAD = 256  # floats; it does not do so across the end of a memory page
 
@@ -22,12 +23,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: [N, D].
         bias: [N].
     """
-    if tracked(x, weight, bias) or x.shape[-1] != weight.shape[1] or not decodes(x, weight):
+    if tracked(x, weight, bias) or x.shape[-1] != weight.shape[1] or not (decodes(x, weight) or _are_many(x, weight)):
         return F.linear(x, weight, bias)  # which says so where widths differ
-    (rows, width), x = weight.shape, x.contiguous()
-    y = x.new_empty(*x.shape[:-1], rows)
-    products(x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, rows, width)
+    y = product(x.reshape(-1, x.shape[-1]).contiguous(), weight).view(*x.shape[:-1], len(weight))
     return y if bias is None else y.add_(bias)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W^T`` for x [M, D] and W [N, D], contiguous float32 on the CPU, with one thread, by what is fastest."""
+    if not decodes(x, weight):
+        return turned(torch.mm(weight, x.t()))
+    y = x.new_empty(len(x), len(weight))
+    products(x.data_ptr(), weight.data_ptr(), y.data_ptr(), len(x), *weight.shape)
+    return y
+
+
+def turned(y: Tensor) -> Tensor:
+    """The transpose of a matrix, contiguous."""
+    return y.t().contiguous()
+
+
+def _are_many(x: Tensor, weight: Tensor) -> bool:
+    few = x.numel() <= _MANY * x.shape[-1] and torch.get_num_threads() == 1
+    return few and suits(x, weight) and weight.is_contiguous()
 
 
 def decodes(x: Tensor, *weights: Tensor) -> bool:

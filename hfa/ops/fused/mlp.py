@@ -8,9 +8,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from hfa.ops.fused.linear import products
+from hfa.ops.fused.linear import decodes, products
 from hfa.ops.fused.norm import normalise
-from hfa.ops.simd import WIDTH, load, sigmoid, store, tracked
+from hfa.ops.simd import WIDTH, first, load, one, put, sigmoid, store, tracked
 
 _PIECE = 1024  # tokens: enough to keep the matrix unit busy, few enough that their activations stay in cache
 
@@ -37,10 +37,24 @@ def feed_forward_step(x: Tensor, mixed: Tensor, norm: Tensor, gate_up: Tensor, d
         gate_up, down: those of `swiglu_mlp`.
     """
     d, width, rows = x.shape[-1], down.shape[1], x.numel() // x.shape[-1]
+    if not decodes(x, norm, gate_up, down):
+        return _step_of_many(x, mixed, norm, gate_up, down)
     y, scratch = x.new_empty(x.shape), x.new_empty(rows * (max(d, 2 * width) + max(d, width)))
     tensors = (x, mixed, norm, gate_up, down, scratch, y)
     _step(*(t.data_ptr() for t in tensors), rows, d, width)
     return y
+
+
+def _step_of_many(x: Tensor, mixed: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The same by torch's products, a column for each token, so that nothing wide is ever transposed."""
+    z = x + mixed
+    flat = z.view(-1, z.shape[-1])
+    normed = torch.empty_like(flat)
+    normalise(z.data_ptr(), norm.data_ptr(), 0, normed.data_ptr(), *flat.shape, 1e-6)
+    both = torch.mm(gate_up, normed.t())
+    hidden = both[: len(both) // 2]
+    _swiglu_in_place(both.data_ptr(), hidden.numel())
+    return z.add_(torch.mm(down, hidden).t().view(z.shape))
 
 
 @torch.library.custom_op("hfa::swiglu_mlp", mutates_args=())
@@ -80,9 +94,9 @@ def _forward(x: Tensor, gate_up: Tensor, down: Tensor, kept: Tensor | None) -> T
     y, width = x.new_empty(x.shape), down.shape[1]
     hidden = x.new_empty(min(_PIECE, len(x)), width)
     between = x.new_empty(len(hidden), 2 * width) if kept is None else kept
-    for first in range(0, len(x), _PIECE):
-        part = slice(first, min(first + _PIECE, len(x)))
-        rows = part.stop - first
+    for begin in range(0, len(x), _PIECE):
+        part = slice(begin, min(begin + _PIECE, len(x)))
+        rows = part.stop - begin
         product = between[:rows] if kept is None else kept[part]
         torch.mm(x[part], gate_up.t(), out=product)
         _swiglu(product.data_ptr(), hidden.data_ptr(), rows, width)
@@ -96,6 +110,16 @@ def _swiglu(gate_up: int, hidden: int, rows: int, width: int) -> None:
         for c in range(0, width, WIDTH):
             gate, up = load(gate_up, 2 * row * width + c), load(gate_up, (2 * row + 1) * width + c)
             store(hidden, row * width + c, gate * sigmoid(gate) * up)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _swiglu_in_place(gate: int, count: int) -> None:
+    """Of gates, and as many others after them; into the gates. The last few are done one at a time."""
+    whole = count // WIDTH * WIDTH
+    for c in range(0, whole, WIDTH):
+        store(gate, c, load(gate, c) * sigmoid(load(gate, c)) * load(gate, count + c))
+    for c in range(whole, count):
+        put(gate, c, first(one(gate, c) * sigmoid(one(gate, c)) * one(gate, count + c)))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
