@@ -30,7 +30,7 @@ Facts = dict[str, Any]
 
 DECODE_TOKENS = 16  # a measurement of decoding is this many tokens
 STATE_TOKENS = 100_000
-_WARM_TOKENS: dict[Regime, int] = {"prefill": 2048, "train": 512}
+_COUNTED_TOKENS: dict[Regime, int] = {"prefill": 16384, "train": 4096}  # what is allocated is counted up to here
 _MEMORY_SHARE = 0.8  # of what is free: beyond it a worker's allocation fails, instead of the machine
 _PRELOAD = ["experiments.complexity.measure"]
 
@@ -118,7 +118,7 @@ class Cell:
         return {"body_parameters": self.subject.body_parameters, f"state_bytes_{STATE_TOKENS}": state_bytes}
 
     def prepare(self) -> Facts:
-        """Warm up on a short sequence; count what that allocates; for decoding, build the context."""
+        """Warm up, and count what that allocates; for decoding, build the context."""
         began = time.perf_counter()
         if self.regime == "decode":
             with torch.inference_mode():
@@ -127,7 +127,7 @@ class Cell:
                 self._decode(2)
                 counted = self._count(lambda: self._decode(1), 1)
             return {"context_s": context_s, **counted}
-        length = min(self.length, _WARM_TOKENS[self.regime])
+        length = min(self.length, _COUNTED_TOKENS[self.regime])
         tokens = self.tokens[:, : length + 1]
         return self._count(lambda: self._prefill(tokens) if self.regime == "prefill" else self._train(tokens), length)
 

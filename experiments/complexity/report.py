@@ -71,6 +71,18 @@ class Results:
         cells = {n: self.seconds(model, regime, n) for n in self.lengths(regime) if n >= SLOPE_FROM}
         return fit_slope({n: seconds for n, seconds in cells.items() if seconds}, seed=self.provenance["seed"])
 
+    def allocated(self, model: str, regime: Regime) -> dict[int, float]:
+        """Bytes allocated a token, by the length at which they were counted."""
+        rows = [self.row(model, regime, length) for length in self.lengths(regime)]
+        found = {row["counted_length"]: row["allocated_bytes_per_token"] for row in rows if "counted_length" in row}
+        return dict(sorted(found.items()))
+
+    def allocated_slope(self, model: str, regime: Regime) -> float | None:
+        """The slope of log bytes over log length: exact, as they are counted; None with fewer than two lengths."""
+        whole = {length: [length * size] for length, size in self.allocated(model, regime).items() if size}
+        slope = fit_slope(whole, seed=0)
+        return None if slope is None else slope.value
+
     def linear_peers(self) -> list[str]:
         return [name for name, facts in self.models.items() if not facts["ours"] and facts["growth"] == "linear"]
 
@@ -186,6 +198,8 @@ def tables(results: Results) -> Iterator[RenderableType]:
         if regime == "train":
             yield _speed_table(results, regime, body_only=True)
     yield _cost_table(results)
+    for regime in results.regimes():
+        yield _memory_table(results, regime)
     if any(_compared(facts) for facts in results.models.values()):
         for regime in results.regimes():
             yield _ratio_table(results, regime)
@@ -255,6 +269,28 @@ def _cost_table(results: Results) -> Table:
             *slopes,
             *("-" if size is None else f"{size / _MIB:,.1f} MiB" for size in (state, *memory)),
             next((f"{size / 1024:,.0f} KiB" for size in reversed(counted) if size), "-"),
+            style="bold" if facts["ours"] else "",
+        )
+    return table
+
+
+def _memory_table(results: Results, regime: Regime) -> Table:
+    """Peak memory by length, and what is allocated a token by the length at which it was counted."""
+    lengths = results.lengths(regime)
+    counted = sorted({length for name in results.models for length in results.allocated(name, regime)})
+    table = Table(title=f"\n{regime}: peak MiB beyond the weights; KiB allocated a token, counted", title_style="bold")
+    table.add_column("model", no_wrap=True)
+    for column in (*(f"peak {short(n)}" for n in lengths), *(f"a token, {short(n)}" for n in counted), "bytes' slope"):
+        table.add_column(column, justify="right")
+    for name, facts in results.models.items():
+        peaks = [results.row(name, regime, length).get("peak_bytes") for length in lengths]
+        sizes = results.allocated(name, regime)
+        slope = results.allocated_slope(name, regime)
+        table.add_row(
+            facts["title"],
+            *("-" if peak is None else f"{peak / _MIB:,.1f}" for peak in peaks),
+            *(f"{sizes[length] / 1024:,.0f}" if length in sizes else "-" for length in counted),
+            "-" if slope is None else f"{slope:.3f}",
             style="bold" if facts["ours"] else "",
         )
     return table

@@ -209,11 +209,21 @@ def costs(found: Found) -> Section | None:
             ]
             columns = ["model", *(short(n) for n in lengths), *(["slope of time [95%]"] if regime != "decode" else [])]
             tables.append(Table(f"{titles[regime]}, {_UNITS[regime]}", columns, rows, note))
-        memory = _memory(results)
-        if memory:
-            title = "Peak memory of prefill, MiB beyond the weights"
-            svg = draw(memory, x="tokens", y="MiB", log_x=True, log_y=True, ticks=tokens, description=title)
-            charts.append(Chart(title, svg, note))
+        for regime, title in (("prefill", "prefill"), ("train", "training")):
+            peaks = _memory(results, regime)
+            allocated = {
+                str(facts["title"]): Curve(list(sizes), [size / 1024 for size in sizes.values()])
+                for name, facts in results.models.items()
+                if len(sizes := results.allocated(name, regime)) > 1
+            }
+            for what, unit, curves in (
+                ("Peak memory, MiB beyond the weights", "MiB", peaks),
+                ("Allocated a token, KiB, counted", "KiB a token", allocated),
+            ):
+                if curves:
+                    said = f"{what}: {title}"
+                    svg = draw(curves, x="tokens", y=unit, log_x=True, log_y=True, ticks=tokens, description=said)
+                    charts.append(Chart(said, svg, note))
     lead = "A slope of one is linear growth; its interval is a bootstrap over the rounds of measuring."
     return Section("costs", "Cost by length", lead, tables=tables, charts=charts) if charts else None
 
@@ -297,10 +307,10 @@ def _speeds(results: Results, regime: Any) -> dict[str, Curve]:
     return curves
 
 
-def _memory(results: Results) -> dict[str, Curve]:
+def _memory(results: Results, regime: Any) -> dict[str, Curve]:
     curves = {}
     for name, facts in results.models.items():
-        peaks = {n: results.row(name, "prefill", n).get("peak_bytes") for n in results.lengths("prefill")}
+        peaks = {n: results.row(name, regime, n).get("peak_bytes") for n in results.lengths(regime)}
         measured = {n: peak / 2**20 for n, peak in peaks.items() if peak}
         if measured:
             curves[str(facts["title"])] = Curve(list(measured), list(measured.values()))

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from experiments.complexity.subjects import CONF, our_config
 from experiments.complexity.tally import per_token
 from hfa.models import LanguageModel
+from hfa.models.audit import audit
 
 SMALL = {
     "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "num_kv_heads": 1,
@@ -66,6 +67,18 @@ def test_a_token_of_training_costs_the_same_in_a_long_sequence(name: str) -> Non
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_step_costs_the_same_after_a_long_context(name: str) -> None:
     assert step_cost(name, 2048) == step_cost(name, 64)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RECURRENT])
+def test_a_token_looks_at_no_more_of_a_longer_memory(name: str) -> None:
+    """What the index does inside its operator: the tokens it looks at are bounded, whatever came before."""
+    model = build(name).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(), audit(model) as trail:
+        model.hidden(torch.randint(0, 61, (1, LONG), generator=generator))
+    most = model.config.num_trees * model.config.beam * model.config.leaf_size  # type: ignore[attr-defined]
+    touched = torch.cat([read.touched.flatten() for read in trail.reads])
+    assert 0 < int(touched.max()) <= most
 
 
 def test_the_count_sees_attention_grow() -> None:

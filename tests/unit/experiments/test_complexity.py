@@ -271,3 +271,14 @@ def test_a_peer_fed_in_pieces_or_token_by_token_says_the_same(name: str) -> None
     assert statistics.fmean(peer.train_hidden(tokens)[0, -1].tolist()) == pytest.approx(
         float(whole[0, -1].mean()), abs=1e-4
     )
+
+
+def test_bytes_by_length_have_a_slope_of_their_own() -> None:
+    data = results()
+    for each in data["rows"]:
+        growing = each["length"] if each["model"] == "llama" else 1000
+        each |= {"counted_length": each["length"], "allocated_bytes_per_token": 10.0 * growing}
+    found = Results(data)
+    assert found.allocated_slope("hfa", "prefill") == pytest.approx(1.0)
+    assert found.allocated_slope("llama", "prefill") == pytest.approx(2.0)
+    assert list(found.allocated("hfa", "prefill")) == found.lengths("prefill")
