@@ -53,7 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS), help="in this order")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=[name for name, subject in SUBJECTS.items() if not subject.part],
+        choices=list(SUBJECTS),
+        help="in this order",
+    )
     parser.add_argument("--floats", nargs="+", type=int, default=[8192], help="of a recurrent layer's state")
     parser.add_argument("--lrs", nargs="+", type=float, default=list(LRS), help="tried with the first seed")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the rest at the best learning rate")

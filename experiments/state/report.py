@@ -40,7 +40,9 @@ def draw(ledger: Ledger, path: Path) -> Path:
     figure = Figure(figsize=(13, 4.6), dpi=150, layout="constrained")
     by_setting, by_floats = figure.subplots(1, 2, width_ratios=(2, 1))
     groups = at_best(ledger)
-    styles = dict(zip(SUBJECTS, zip(_COLOURS, _MARKERS, strict=True), strict=True))
+    compared = [name for name, subject in SUBJECTS.items() if not subject.part]
+    styles = dict(zip(compared, zip(_COLOURS, _MARKERS, strict=False), strict=False))
+    groups = {key: records for key, records in groups.items() if key[0] in styles}
     most = max((floats for _, floats in groups), default=0)
     for (name, floats), records in groups.items():
         if floats not in (0, most):

@@ -94,11 +94,13 @@ class Subject:
         title: in tables and plots.
         config: the model with a state of so many floats a layer.
         grows: whether its state grows with the context instead.
+        part: whether it only shows what a part of SimpleMind is worth.
     """
 
     title: str
     config: Callable[[int], ModelConfig]
     grows: bool = False
+    part: bool = False
 
 
 def configured(name: str, **changes: object) -> ModelConfig:
@@ -125,9 +127,13 @@ def flow(floats: int, kind: type[FlowSettings]) -> ModelConfig:
     return kind(**COMMON, num_heads=heads, conv_width=4, chunk_size=32)
 
 
+def changed(title: str, **changes: object) -> Subject:
+    """SimpleMind with other settings."""
+    return Subject(title=f"SimpleMind, {title}", config=lambda floats: simplemind(floats, **changes), part=True)
+
+
 SUBJECTS: Mapping[str, Subject] = {
     "simplemind": Subject(title="SimpleMind", config=simplemind),
-    "simplemind-hard": Subject(title="SimpleMind, hard", config=lambda floats: simplemind(floats, router="hard")),
     "delta": Subject(title="gated delta rule", config=lambda floats: flow(floats, DeltaConfig)),
     "delta-match": Subject(
         title="gated delta rule, SimpleMind's start", config=lambda floats: flow(floats, MatchedDeltaConfig)
@@ -152,4 +158,15 @@ SUBJECTS: Mapping[str, Subject] = {
         ),
         grows=True,
     ),
+    "hard": changed("hard router", router="hard"),
+    "soft": changed("soft router", router="soft"),
+    "sum": changed("sums", aggregation="sum"),
+    "mean": changed("means", aggregation="mean"),
+    "active-4": changed("4 active channels", active_channels=4),
+    "active-8": changed("8 active channels", active_channels=8),
+    "active-32": changed("32 active channels", active_channels=32),
+    "heads-1": changed("1 head of 128", num_heads=1),
+    "heads-4": changed("4 heads of 32", num_heads=4),
+    "shared": changed("a shared channel", shared_channel=True),
+    "ungated": changed("no output gate", output_gate=False),
 }

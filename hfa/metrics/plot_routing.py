@@ -73,5 +73,5 @@ def _spread(axes: Axes, usage: Usage) -> None:
             axes.text(place + shift, float(bits), f"{float(active):.1f}", ha="center", va="bottom", fontsize=7)
     axes.axhline(math.log2(usage.channels), color="0.5", linestyle=":")
     axes.set(xlabel="head", ylabel="bits", xticks=places)
-    axes.set_title("routing entropy; above it, active channels of a token", fontsize=10)
+    axes.set_title("routing entropy (number: active channels)", fontsize=10)
     axes.legend(frameon=False, fontsize=8)

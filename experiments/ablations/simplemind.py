@@ -1,0 +1,49 @@
+"""Train SimpleMind with one part changed at a time, and measure bits per byte of text.
+
+Options and results are those of experiments.language; recall is measured by ``python -m experiments.state``, whose
+``--models`` knows the same changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from experiments.language.command import command
+from experiments.language.variant import Variant
+
+SIMPLEMIND = "model=simplemind"
+
+
+def changed(title: str, *overrides: str) -> Variant:
+    """SimpleMind with other settings."""
+    return Variant(title=title, overrides=(SIMPLEMIND, *(f"model.{override}" for override in overrides)))
+
+
+VARIANTS = {
+    "simplemind": changed("SimpleMind"),
+    "hard": changed("hard router", "router=hard"),
+    "soft": changed("soft router", "router=soft"),
+    "sum": changed("sums", "aggregation=sum"),
+    "mean": changed("means", "aggregation=mean"),
+    "channels-32": changed("32 channels", "num_channels=32", "active_channels=8"),
+    "channels-128": changed("128 channels", "num_channels=128", "active_channels=32"),
+    "channels-256": changed("256 channels", "num_channels=256", "active_channels=64"),
+    "active-4": changed("4 active channels", "active_channels=4"),
+    "active-32": changed("32 active channels", "active_channels=32"),
+    "shared": changed("a shared channel", "shared_channel=true"),
+    "ungated": changed("no output gate", "output_gate=false"),
+}
+PARAMETERS = 1_080_000
+
+if __name__ == "__main__":
+    sys.exit(
+        command(
+            "ablations-simplemind",
+            description=__doc__,
+            experiment="language",
+            parameters=PARAMETERS,
+            variants=VARIANTS,
+            folder=Path(__file__).parent,
+        )
+    )
