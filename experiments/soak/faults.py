@@ -100,7 +100,7 @@ class Faults:
 
     def disk_slow(self) -> None:
         """Every write to the replay store waits for seconds."""
-        store = next((self._world.folder / "nonces").glob("*[!e].sqlite3"))
+        store = self._world.folder / "nonces" / f"{self._world.miner}.sqlite3"
         connection = sqlite3.connect(store, timeout=30, isolation_level=None)
         for _ in range(3):
             connection.execute("BEGIN EXCLUSIVE")
