@@ -201,7 +201,7 @@ def _validator(folder: Path) -> HotkeySigner:
 
 def _hotkey(folder: Path, name: str) -> str:
     """The address of a miner's key; empty until it has made one."""
-    public = folder / "wallets" / name / "hotkeys" / "default"
+    public = folder / "wallets" / name / "hotkeys" / "defaultpub.txt"
     try:
         return str(json.loads(public.read_text())["ss58Address"])
     except (OSError, ValueError, KeyError):
@@ -248,7 +248,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="bytes of context")
     parser.add_argument("--secrets", type=int, default=4, help="values in a context, one of which is asked for")
     parser.add_argument("--sharpness", type=float, default=2.0, help="weights are scores to this power")
-    parser.add_argument("--ready", type=float, default=300.0, metavar="S", help="for all miners to come up")
+    parser.add_argument("--ready", type=float, default=900.0, metavar="S", help="for all miners to come up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default="outputs/subnet")
     parser.add_argument("--record", action="store_true", help=f"keep the result in {RESULTS}")
