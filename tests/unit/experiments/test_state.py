@@ -18,7 +18,7 @@ from hfa.types import IGNORE
 RECURRENT = [name for name, subject in SUBJECTS.items() if not subject.grows]
 
 
-@pytest.mark.parametrize("floats", [4096, 8192])
+@pytest.mark.parametrize("floats", [8192, 16_384])
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recurrent_models_carry_what_was_asked_for(name: str, floats: int) -> None:
     with torch.device("meta"):
