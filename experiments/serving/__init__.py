@@ -1,0 +1,1 @@
+"""What serving costs: the engine beside what people use today."""

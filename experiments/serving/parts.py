@@ -1,0 +1,237 @@
+"""The measurements, each a function from its sizes to JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from experiments.serving.bench import Stream, build, listen, prompt, quantile, request, serving, together
+from experiments.serving.peer import Peer
+
+Facts = dict[str, Any]
+Say = Callable[[str], None]
+
+
+def concurrent(sizes: Facts, say: Say) -> Facts:
+    """Requests that come at once: ours in the engine, the peer's as one batch, in turns."""
+    rows: dict[str, list[Facts]] = {"hfa": [], "loop": [], "generate": []}
+    peer = Peer(sizes["peer"])
+    count, length, new = sizes["requests"], sizes["prompt"], sizes["new"]
+    with serving(build("hfa"), "hfa", max_concurrent=count) as engine:
+        asyncio.run(together(engine, [request(prompt(40, 1), 2) for _ in range(count)]))  # kernels are compiled
+        peer.loop(torch.tensor([prompt(40, 1)] * 2), 2)
+        for turn in range(sizes["rounds"]):
+            prompts = [prompt(length, 1000 * (turn + 1) + number) for number in range(count)]
+            streams = asyncio.run(together(engine, [request(one, new) for one in prompts]))
+            begin, end = min(s.asked for s in streams), max(s.tokens[-1] for s in streams)
+            rows["hfa"].append({"total_s": end - begin, "last_first_s": max(s.first_s for s in streams)})
+            batch = torch.tensor(prompts)
+            rows["loop"].append(peer.loop(batch, new)._asdict())
+            if turn < sizes["generate_rounds"]:
+                rows["generate"].append({"total_s": peer.generate(batch, new).total_s})
+            say(f"round {turn + 1}: " + ", ".join(f"{k} {v[-1]['total_s']:.1f} s" for k, v in rows.items() if v))
+    ours = statistics.median(row["total_s"] for row in rows["hfa"])
+    totals = {k: statistics.median(row["total_s"] for row in v) for k, v in rows.items() if v}
+    ratios = {f"over_{k}": ours / v for k, v in totals.items() if k != "hfa"}
+    return {"rows": rows, "total_s": totals, **ratios}
+
+
+def decode(sizes: Facts, say: Say) -> Facts:
+    """Tokens a second while all requests decode together, after prompts of 512 tokens."""
+    count, length, new = sizes["requests"], sizes["prompt"], sizes["new"]
+    peer = Peer(sizes["peer"])
+    ours, theirs = [], []
+    with serving(build("hfa"), "hfa", max_concurrent=count) as engine:
+        asyncio.run(together(engine, [request(prompt(40, 1), 2) for _ in range(count)]))
+        for turn in range(sizes["rounds"]):
+            prompts = [prompt(length, 5000 * (turn + 1) + number) for number in range(count)]
+            streams = asyncio.run(together(engine, [request(one, new) for one in prompts]))
+            begin, end = max(s.tokens[0] for s in streams), min(s.tokens[-1] for s in streams)
+            inside = sum(begin < at <= end for s in streams for at in s.tokens)
+            ours.append(inside / (end - begin))
+            run = peer.loop(torch.tensor(prompts), sizes["peer_new"])
+            theirs.append(count * (sizes["peer_new"] - 1) / run.decode_s)
+            say(f"round {turn + 1}: hfa {ours[-1]:.0f} tokens/s, {sizes['peer']} {theirs[-1]:.0f} tokens/s")
+    middle, other = statistics.median(ours), statistics.median(theirs)
+    return {"hfa": ours, "peer": theirs, "tokens_per_s": {"hfa": middle, "peer": other}, "over_peer": middle / other}
+
+
+def session(sizes: Facts, say: Say) -> Facts:
+    """The first token of the second turn of a long session, against that of the first turn, which reads it all."""
+    with serving(build("hfa"), "hfa") as engine:
+        asyncio.run(listen(engine, request(prompt(40, 1), 2)))
+        name = engine.call(lambda sessions: sessions.create().name).result()
+        cold = asyncio.run(listen(engine, request(prompt(sizes["tokens"], 2), 4), name))
+        say(f"cold: {cold.first_s:.2f} s to the first token of {sizes['tokens']:,}")
+        warm = [asyncio.run(listen(engine, request(prompt(16, 3 + n), 4), name)) for n in range(sizes["rounds"])]
+        again = asyncio.run(listen(engine, request([*prompt(sizes["tokens"], 2), *prompt(16, 9)], 4)))
+    return {
+        "cold_first_s": cold.first_s,
+        "second_turn_first_s": [one.first_s for one in warm],
+        "share_of_cold": statistics.median(one.first_s for one in warm) / cold.first_s,
+        "same_prompt_elsewhere_first_s": again.first_s,
+        "same_prompt_elsewhere_cached": again.end.cached_tokens,
+    }
+
+
+def gap(sizes: Facts, say: Say) -> Facts:
+    """Gaps between the tokens of a running stream: alone, and while a long prompt is read beside it."""
+    with serving(build("hfa"), "hfa") as engine:
+
+        async def stream(until: asyncio.Task[Any] | None, tokens: int) -> list[float]:
+            gaps: list[float] = []
+            while not gaps or (until is not None and not until.done()):
+                run = await listen(engine, request(prompt(64, 4), tokens))
+                gaps += run.gaps_s
+            return gaps
+
+        async def main() -> tuple[list[float], list[float], Stream]:
+            await listen(engine, request(prompt(64, 4), 16))
+            alone = await stream(None, sizes["idle_tokens"])
+            reading = asyncio.create_task(listen(engine, request(prompt(sizes["tokens"], 5), 1)))
+            beside = await stream(reading, 256)
+            return alone, beside, await reading
+
+        alone, beside, long = asyncio.run(main())
+    p99 = quantile(alone, 0.99), quantile(beside, 0.99)
+    say(f"p99 {p99[0] * 1e3:.0f} ms alone, {p99[1] * 1e3:.0f} ms beside; median {statistics.median(beside) * 1e3:.0f}")
+    return {
+        "alone_s": {"p50": statistics.median(alone), "p99": p99[0], "gaps": len(alone)},
+        "beside_s": {"p50": statistics.median(beside), "p99": p99[1], "gaps": len(beside)},
+        "over_alone": p99[1] / p99[0],
+        "p50_over_alone": statistics.median(beside) / statistics.median(alone),
+        "long_prompt_first_s": long.first_s,
+    }
+
+
+def overhead(sizes: Facts, say: Say) -> Facts:
+    """What scheduling, sampling, text and HTTP add to the model's time, eight streams over a signed connection.
+
+    The model's time is that of its steps when the same prompts are given to the engine and nobody listens; what is
+    compared with it is the time from one step's beginning to the next one's, while all stream over HTTP.
+    """
+    from experiments.serving.world import miner
+
+    with tempfile.TemporaryDirectory() as folder, miner(Path(folder), "hfa") as (running, client):
+        served = running.models["hfa"]
+        engine, count = served.engine, sizes["requests"]
+        steps: list[tuple[float, float, int]] = []
+        step = engine._runner.model.step
+
+        def timed(tokens: torch.Tensor, state: Any) -> Any:
+            begin = time.perf_counter()
+            out = step(tokens, state)
+            steps.append((begin, time.perf_counter(), len(tokens)))
+            return out
+
+        engine._runner.model.step = timed
+        texts = [f"{number} " + "word " * 64 for number in range(count)]
+
+        async def one(http: httpx.AsyncClient, text: str) -> None:
+            body = {"prompt": text, "max_tokens": sizes["new"], "stream": True, "temperature": 0}
+            async with http.stream("POST", "/v1/generate", json=body) as response:
+                assert response.status_code == 200, await response.aread()
+                async for _ in response.aiter_lines():
+                    continue
+
+        async def main() -> None:
+            async with client() as http:
+                await asyncio.gather(*(one(http, text) for text in texts))
+
+        def unheard() -> None:
+            for text in texts:
+                engine.submit(request(served.tokenizer.encode(text), sizes["new"]))
+            while engine.load().running + engine.load().waiting:
+                time.sleep(0.05)
+
+        unheard()
+        rows = []
+        for _ in range(sizes["rounds"]):
+            steps.clear()
+            unheard()
+            model_s = statistics.median(end - begin for begin, end, batch in steps if batch == count)
+            steps.clear()
+            asyncio.run(main())
+            pairs = itertools.pairwise(steps)
+            period_s = statistics.median(after[0] - one[0] for one, after in pairs if one[2] == after[2] == count)
+            rows.append({"model_s": model_s, "period_s": period_s, "share": period_s / model_s - 1})
+            say(f"{model_s * 1e3:.1f} ms a step, {period_s * 1e3:.1f} ms from step to step over HTTP")
+    return {"rounds": rows, "share": statistics.median(row["share"] for row in rows)}
+
+
+def ready(sizes: Facts, say: Say) -> Facts:
+    """From the command to the line that says both models of the default size answer."""
+    from experiments.serving.world import artifacts, environment
+
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts(Path(folder) / "outputs")
+        for _ in range(sizes["rounds"]):
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).parents[2] / "mine.py"), "server.host=127.0.0.1", "server.port=0"],
+                cwd=folder,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if "Miner ready with 2 models" in line:
+                    seconds.append(time.perf_counter() - began)
+                    break
+            process.terminate()
+            process.wait(60)
+            assert seconds, "".join(said)
+            say(f"ready after {seconds[-1]:.1f} s")
+    return {"seconds": seconds, "median_s": statistics.median(seconds)}
+
+
+def load(sizes: Facts, say: Say) -> Facts:
+    """Many requests of mixed sizes to a small model: what became of each, and the memory over time."""
+    from experiments.serving.load import flood
+
+    return flood(sizes["requests"], say)
+
+
+PARTS: dict[str, Callable[[Facts, Say], Facts]] = {
+    "concurrent": concurrent,
+    "decode": decode,
+    "session": session,
+    "gap": gap,
+    "overhead": overhead,
+    "ready": ready,
+    "load": load,
+}
+FULL: dict[str, Facts] = {
+    "concurrent": {"requests": 32, "prompt": 512, "new": 64, "rounds": 3, "generate_rounds": 1, "peer": "xlstm"},
+    "decode": {"requests": 32, "prompt": 512, "new": 96, "peer_new": 33, "rounds": 3, "peer": "xlstm"},
+    "session": {"tokens": 65536, "rounds": 5},
+    "gap": {"tokens": 99_000, "idle_tokens": 512},
+    "overhead": {"requests": 8, "new": 128, "rounds": 3},
+    "ready": {"rounds": 3},
+    "load": {"requests": 10_000},
+}
+QUICK: dict[str, Facts] = {
+    "concurrent": {"requests": 8, "prompt": 128, "new": 16, "rounds": 1, "generate_rounds": 1, "peer": "xlstm"},
+    "decode": {"requests": 8, "prompt": 64, "new": 32, "peer_new": 9, "rounds": 1, "peer": "xlstm"},
+    "session": {"tokens": 4096, "rounds": 2},
+    "gap": {"tokens": 4096, "idle_tokens": 64},
+    "overhead": {"requests": 8, "new": 48, "rounds": 1},
+    "ready": {"rounds": 1},
+    "load": {"requests": 500},
+}

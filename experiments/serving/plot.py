@@ -1,0 +1,44 @@
+"""The picture of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+# what is asked of each figure: label, part, key in it, limit, and whether more is better
+CLAIMS: tuple[tuple[str, str, str, float, bool], ...] = (
+    ("32 requests, total time over the peer's loop", "concurrent", "over_loop", 0.65, False),
+    ("32 requests, total time over the peer's generate", "concurrent", "over_generate", 0.65, False),
+    ("batch decode, tokens/s over the peer's", "decode", "over_peer", 2.0, True),
+    ("second turn of a session, share of the cold first token", "session", "share_of_cold", 0.02, False),
+    ("p99 gap beside a long prompt, over alone", "gap", "over_alone", 3.0, False),
+    ("time that is not the model's, eight streams over HTTP", "overhead", "share", 0.05, False),
+    ("seconds to ready, two models", "ready", "median_s", 10.0, False),
+    ("requests neither answered nor refused", "load", "lost", 0.0, False),
+)
+
+
+def plot(data: dict[str, Any], path: Path) -> Path:
+    """How far each figure is from what is asked: left of the line is better."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = []
+    for label, part, key, limit, more in CLAIMS:
+        value = data["parts"].get(part, {}).get(key)
+        if value is not None and limit:
+            rows.append((label, value, limit, limit / value if more else value / limit))
+    figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
+    for place, (_, value, limit, share) in enumerate(reversed(rows)):
+        axes.barh(place, share, color="#2a6f97" if share <= 1 else "#c1121f", height=0.6)
+        axes.text(share + 0.02, place, f"{value:.3g} (asked {limit:g})", va="center", fontsize=9)
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)], fontsize=9)
+    axes.set_xlim(0, max([1.4, *(row[3] * 1.3 for row in rows)]))
+    axes.set_xlabel("share of what is allowed; shorter is better")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
