@@ -148,7 +148,8 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
 
     def get_input_embeddings(self) -> torch.nn.Module:
-        return self.model.embedding
+        embedding: torch.nn.Module = self.model.embedding
+        return embedding
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -197,9 +198,8 @@ def export(artifact: Path, folder: Path) -> Path:
         hidden_size=sizes.d_model,
         num_hidden_layers=sizes.num_layers,
         max_position_embeddings=sizes.max_seq_len,
-        eos_token_id=loaded.tokenizer.end_of_text,
-        pad_token_id=loaded.tokenizer.end_of_text,
     )
+    config.eos_token_id = config.pad_token_id = loaded.tokenizer.end_of_text
     config.auto_map = {
         "AutoConfig": f"{_MODULE}.{ExportedConfig.__name__}",
         "AutoModelForCausalLM": f"{_MODULE}.{ExportedForCausalLM.__name__}",

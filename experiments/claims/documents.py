@@ -1,7 +1,7 @@
 """Documents: the tables in them that the ledger writes, and the figures in them that it lacks.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. Elsewhere a *figure* is a number with decimals, a
-percentage, a number before a unit of measurement, and any number that a cell of a table begins with, unless it stands
+percentage, a number before a unit of measurement, and a cell of a table that is a number and no words, unless it stands
 in code, in a link's address or in a phrase of `given.txt`: what somebody decided on, and nobody measured.
 """
 
@@ -16,11 +16,11 @@ from hfa.errors import HFAError
 
 GIVEN = Path(__file__).parent / "given.txt"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
-_CODE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|<!--.*?-->", re.DOTALL)
+_CODE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|<!--.*?-->|arXiv \S+", re.DOTALL)
 _NUMBER = r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?"
 _UNITS = r"tokens/s|ms|s|seconds|minutes|hours|KiB|MiB|GiB|MB|GB|bits per byte|times|TFLOP|GFLOP|MFLOP"
 _FIGURE = re.compile(rf"{_NUMBER}%|(?<![\w.,/-])\d[\d,]*\.\d+(?!\w|\.\d)|{_NUMBER}(?= (?:{_UNITS})\b)")
-_IN_ROW = re.compile(rf"(?<=\|) *\**({_NUMBER}%?)(?=[^|]*\|)")
+_IN_ROW = re.compile(rf"(?<=\|) *\**({_NUMBER}%?)(?=[^|A-Za-z]*(?:(?:{_UNITS}|[KMB])\b[^|A-Za-z]*)?\|)")
 
 
 def documents() -> list[Path]:

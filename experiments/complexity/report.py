@@ -72,14 +72,19 @@ class Results:
         return fit_slope({n: seconds for n, seconds in cells.items() if seconds}, seed=self.provenance["seed"])
 
     def allocated(self, model: str, regime: Regime) -> dict[int, float]:
-        """Bytes allocated a token, by the length at which they were counted."""
+        """Bytes allocated a token, by the length at which they were counted; in decoding by the context."""
         rows = [self.row(model, regime, length) for length in self.lengths(regime)]
-        found = {row["counted_length"]: row["allocated_bytes_per_token"] for row in rows if "counted_length" in row}
+        key = "length" if regime == "decode" else "counted_length"
+        found = {row[key]: row["allocated_bytes_per_token"] for row in rows if "counted_length" in row}
         return dict(sorted(found.items()))
 
     def allocated_slope(self, model: str, regime: Regime) -> float | None:
-        """The slope of log bytes over log length: exact, as they are counted; None with fewer than two lengths."""
-        whole = {length: [length * size] for length, size in self.allocated(model, regime).items() if size}
+        """The slope of log bytes over log length, in decoding of a token's over log context; counted, so exact.
+
+        None with fewer than two lengths.
+        """
+        sizes = self.allocated(model, regime)
+        whole = {n: [size if regime == "decode" else n * size] for n, size in sizes.items() if size}
         slope = fit_slope(whole, seed=0)
         return None if slope is None else slope.value
 

@@ -20,6 +20,11 @@ VARIANTS = {
     "hfa-unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 1}),
     "simplemind": Variant(title="SimpleMind", overrides=("model=simplemind",)),
     "hybrid": Variant(title="Hybrid", overrides=("model=hybrid",)),
+    "llama": Variant(title="Llama, of transformers", overrides=("model=hf/llama", "model.num_heads=4")),
+    "gated-deltanet": Variant(title="Gated DeltaNet", overrides=("model=hf/gated_deltanet",)),
+    "mamba2": Variant(title="Mamba-2", overrides=("model=hf/mamba2", "model.settings.state_size=112")),
+    "xlstm": Variant(title="xLSTM", overrides=("model=hf/xlstm",)),
+    "minimax": Variant(title="Lightning attention", overrides=("model=hf/minimax",)),
 }
 PARAMETERS = 1_080_000
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.language.ledger import Ledger
-from experiments.language.report import draw, table
+from experiments.language.report import draw, table, written
 from experiments.language.study import OUTPUTS, Study, console
 from experiments.language.variant import Variant
 from hfa.errors import HFAError
@@ -59,6 +59,7 @@ def command(
     if asked.plot:
         results.mkdir(parents=True, exist_ok=True)
         (results / f"{name}.md").write_text(summary, encoding="utf-8")
+        (results / f"{name}-samples.md").write_text(written(study), encoding="utf-8")
         console.print(f"  {draw(study, results / f'{name}.png')}")
     return 1 if failed else 0
 

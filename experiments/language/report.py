@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart with any colour vision, each with a marker of its own for print
-_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7")
-_MARKERS = ("o", "v", "s", "D", "^", "P")
+_COLOURS = (
+    "#0072B2",
+    "#56B4E9",
+    "#D55E00",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#000000",
+    "#8A8A00",
+    "#7F7F7F",
+    "#5E3C99",
+)
+_MARKERS = ("o", "v", "s", "D", "^", "P", "X", "*", "<", ">")
 
 
 def table(study: Study) -> str:
@@ -46,6 +57,18 @@ def table(study: Study) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def written(study: Study) -> str:
+    """What each variant wrote after its last validation, at its best learning rate, with its first seed."""
+    parts = [f"# {study.name}: sample texts\n"]
+    for name, variant in study.variants.items():
+        runs, _ = at_best(study, name)
+        texts = runs[0].get("samples") if runs and not variant.edits else None
+        if texts:
+            parts.append(f"## {variant.title}\n\nlearning rate {runs[0]['lr']:g}, seed {runs[0]['seed']}\n")
+            parts.append(f"~~~~\n{texts}\n~~~~\n")
+    return "\n".join(parts)
 
 
 def draw(study: Study, path: Path) -> Path:

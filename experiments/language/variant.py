@@ -53,8 +53,14 @@ def num_parameters(model: ModelConfig) -> int:
 
 @cache
 def equal_size(experiment: str, overrides: tuple[str, ...], parameters: int) -> str:
-    """The ``model.d_ff=...`` with which the model comes closest to `parameters`, in which it is linear."""
+    """The override with which the model comes closest to `parameters`, in which it is linear.
+
+    That is ``model.d_ff=...``, and where a model has no feed-forward (Mamba-2) ``model.num_layers=...``.
+    """
     model = model_config(experiment, overrides)
-    one, two = (num_parameters(dataclasses.replace(model, d_ff=n * D_FF_STEP)) for n in (1, 2))
-    steps = max(1, 1 + round((parameters - one) / (two - one)))
-    return f"model.d_ff={steps * D_FF_STEP}"
+    for key, step in (("d_ff", D_FF_STEP), ("num_layers", 1)):
+        one, two = (num_parameters(dataclasses.replace(model, **{key: n * step})) for n in (1, 2))  # type: ignore[arg-type]
+        if two > one:
+            steps = max(1, 1 + round((parameters - one) / (two - one)))
+            return f"model.{key}={steps * step}"
+    raise ValueError(f"{overrides}: neither d_ff nor num_layers changes the number of parameters")

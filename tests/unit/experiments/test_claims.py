@@ -47,7 +47,8 @@ def test_every_entry_says_how_it_was_made() -> None:
     ("text", "figures"),
     [
         ("It reads 1,744 tokens/s, 3 times more, and 12.5% of 0.93.", ["1,744", "3", "12.5%", "0.93"]),
-        ("| HFA | 12 | about 7 |", ["12"]),
+        ("| HFA | 12 | about 7 | 64 channels of 8 | 0.5 s each |", ["12", "0.5"]),
+        ("| 99.9 [98, 100] | 1.5K | 7 ms | 3 ± 1 |, see arXiv 2312.04927", ["99.9", "1.5", "7", "3"]),
         ("| model | **9** |\n\ntook 4 minutes", ["9", "4"]),
         ("Run `--steps 1.5` at [a page](x/0.5.md) in 3 steps, Python 3.11 to 3.13.", []),
         ("```\n0.5 ms\n```\n64 channels, one of 8 tasks", []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from experiments.language import __main__ as language
 from experiments.language import baseline
 from experiments.language.command import follow, parse
 from experiments.language.ledger import Ledger
-from experiments.language.report import draw, table
+from experiments.language.report import draw, table, written
 from experiments.language.study import MONITOR, Study, chosen, edited, samples
 from experiments.language.variant import Variant
 from hfa.metrics.bits import LossByPosition
@@ -63,7 +64,9 @@ def test_parameters_are_equal(main: Any, tmp_path: Path) -> None:
     experiment = getattr(main, "EXPERIMENT", "language")
     ledger = Ledger(tmp_path / "runs.jsonl")
     study = Study(name="test", experiment=experiment, parameters=main.PARAMETERS, variants=main.VARIANTS, ledger=ledger)
-    sizes = {name: study.size(name) for name in main.VARIANTS}
+    there = importlib.util.find_spec("transformers") is not None
+    peers = {name for name, variant in main.VARIANTS.items() if any("=hf/" in each for each in variant.overrides)}
+    sizes = {name: study.size(name) for name in main.VARIANTS if there or name not in peers}
     assert max(sizes.values()) < 1.01 * min(sizes.values()), sizes
 
 
@@ -111,6 +114,15 @@ def test_results_of_another_size_are_shown_but_not_built_upon(study: Study) -> N
     assert table(larger) == table(study)
     with pytest.raises(LookupError):
         larger.best("plain")
+
+
+def test_what_was_written_is_shown_for_each_variant(study: Study) -> None:
+    follow(study, parse(["--models", "plain", "--sweep", "--seeds", "0", "--lrs", "0.016"], None, ["plain"]))
+    (run,) = study.ledger.read("training")
+    assert "## Plain" not in written(study)
+    study.ledger.append({**run, "samples": "def f():\n--- goes on as\n    return"})
+    assert "## Plain\n\nlearning rate 0.016, seed 0\n" in written(study)
+    assert written(study).count("~~~~") == 2
 
 
 def test_an_empty_study_can_be_shown(study: Study, tmp_path: Path) -> None:
