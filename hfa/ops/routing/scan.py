@@ -26,7 +26,7 @@ def routed_scan(
     """
     width = v.shape[-1]
     spare = -width % WIDTH
-    if suits(q, gates.new_empty(0)) and all(x.dtype == torch.float32 for x in (k, v, gates, state)):
+    if suits(q) and all(x.dtype == torch.float32 for x in (k, v, gates, state)):
         if spare:
             v, state = F.pad(v, (0, spare)), F.pad(state, (0, spare))
         inputs = q, k, v, gates, state
