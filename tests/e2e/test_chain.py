@@ -328,7 +328,7 @@ def mine(operator: Operator, tmp_path: Path) -> Iterator[Callable[..., Mining]]:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300  # kernels compile once
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.02)
@@ -337,7 +337,7 @@ def wait(condition: Callable[[], bool]) -> None:
 def test_the_operators_command(node: SubtensorNode, operator: Operator, mine: Callable[..., Mining]) -> None:
     """Unregistered it exits with 1 and the command; registered it serves, outlives its node, and stops cleanly."""
     unregistered = mine()
-    assert unregistered.process.wait(60) == 1
+    assert unregistered.process.wait(300) == 1
     assert "btcli subnets register --netuid 439 --network ws://127.0.0.1" in unregistered.log.read_text()
     assert "Traceback" not in unregistered.log.read_text()
     node.register(operator.hotkey)

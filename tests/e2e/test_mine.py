@@ -51,7 +51,7 @@ TINY = {
 }
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
     limit, pause = time.monotonic() + timeout_s, threading.Event()
     while not condition():
         assert time.monotonic() < limit, f"not in time: {what}"
@@ -81,7 +81,7 @@ class Miner:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        until(lambda: self.has("Miner ready with") or self.process.poll() is not None, "ready")
+        until(lambda: self.has("Miner ready with") or self.process.poll() is not None, "ready", 300)  # kernels compile once
         assert self.process.poll() is None, self.output
         self.url = re.search(r"at (http://\S+)", self.output)[1]
 
@@ -306,7 +306,7 @@ def command(place: Path, *words: str, **environment: str) -> subprocess.Complete
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
