@@ -9,6 +9,7 @@ does not allow, and what is done about it:
 - Layers that are all linear make a cache that does not know its length and raises: positions and masks are handed in.
 - In training no state is kept: the one that is handed back is None.
 - Where `fla` and its kin are installed, linear layers call Triton even on a CPU: they are hidden where there is no GPU.
+- Some (Mamba, the first) continue a cache rightly by single tokens only: that is found out, and they are fed so.
 - MiniMax's feed-forward is a mixture of experts, which sorts and copies tokens even for one expert: of one, it gets
   Llama's. It continues a cache token by token, however many it is fed.
 """
@@ -37,6 +38,7 @@ Size = Literal[
 ]
 
 _TRITON = ("fla", "mamba_ssm", "causal_conv1d", "xlstm", "mlstm_kernels", "kernels")
+_CACHES = ("cache_params", "past_key_values", "state")  # what the package calls a cache, in one model or another
 _LINEAR = "linear_attention"  # what the package calls a layer with a recurrent state
 
 
@@ -119,12 +121,13 @@ class HFModel(LanguageModel):
         self.body = body
         self.blocks = nn.ModuleList()  # none with a mixer of ours
         taken = inspect.signature(type(body).forward).parameters
-        self.cache_name = "cache_params" if "cache_params" in taken else "past_key_values"
+        self.cache_name = next(name for name in _CACHES if name in taken)
         self._takes_positions = "position_ids" in taken
         types = set(getattr(body.config, "layer_types", None) or ())
         unmasked = self._takes_positions and types == {_LINEAR}
         self._no_masks = dict.fromkeys((_LINEAR, "full_attention")) if unmasked else None
         self._shell: Shell | None = None
+        self._one_by_one = False
 
     def run(self, tokens: Tensor, start: int, cache: Any) -> tuple[Tensor, Any]:
         """The package's own way: features [B, T, D] and the cache, which is changed by the next call.
@@ -151,7 +154,14 @@ class HFModel(LanguageModel):
             return out.last_hidden_state, None
         start = 0 if state is None else _one_length(state.length)
         cache = None if state is None or not start else self.shell.unpack(state.tensors, start)
-        features, cache = self.run(tokens, start, cache)
+        if start and self._one_by_one:
+            parts = []
+            for at, token in enumerate(tokens.split(1, dim=1)):
+                features, cache = self.run(token, start + at, cache)
+                parts.append(features)
+            features = torch.cat(parts, dim=1)
+        else:
+            features, cache = self.run(tokens, start, cache)
         length = torch.full((tokens.shape[0],), start + tokens.shape[1], device=tokens.device)
         return features, HFState(length, pack(cache)[0])
 
@@ -175,15 +185,35 @@ class HFModel(LanguageModel):
 
     @property
     def shell(self) -> Shell:
-        """The structure of a cache: what a run over one and over two tokens leaves behind."""
+        """The structure of a cache: what a run over one and over two tokens leaves behind.
+
+        Raises:
+            ConfigError: the package's model does not continue what it has read.
+        """
         if self._shell is None:
             training = self.training
             self.eval()
             with torch.no_grad():
-                tokens = torch.zeros(1, 2, dtype=torch.long, device=self.embedding.weight.device)
+                tokens = torch.arange(6, device=self.embedding.weight.device)[None] % self.config.vocab_size
                 self._shell = Shell(*(self.run(tokens[:, :count], 0, None)[1] for count in (1, 2)))
+                self._one_by_one = not self._continues(tokens, 3)
+                if self._one_by_one and not self._continues(tokens, 1):
+                    architecture = getattr(self.config, "architecture", "")
+                    expected = "a model whose cache carries all that it has read, or one without such caches"
+                    raise ConfigError("model.architecture", architecture, expected, "transformers' own does not")
             self.train(training)
         return self._shell
+
+    def _continues(self, tokens: Tensor, count: int) -> bool:
+        """Whether `count` tokens at a time, behind the first two, give what all at once do."""
+        whole, _ = self.run(tokens, 0, None)
+        features, cache = self.run(tokens[:, :2], 0, None)
+        parts, start = [features], 2
+        for piece in tokens[:, 2:].split(count, dim=1):
+            features, cache = self.run(piece, start, cache)
+            parts.append(features)
+            start += piece.shape[1]
+        return torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=1e-3)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; buffers that are not saved, and were built without memory, are computed."""
@@ -222,9 +252,8 @@ def _body(settings: HFConfig) -> Any:
         expected = "a model_type of transformers that has a causal model, e.g. llama, gpt2 or mamba2"
         raise ConfigError("architecture", settings.architecture, expected)
     kind = package.models.auto.configuration_auto.CONFIG_MAPPING[settings.architecture]
-    known = {each.name for each in dataclasses.fields(kind)} - {
-        each.name for each in dataclasses.fields(package.PreTrainedConfig)
-    }
+    everybodys = {each.name for each in dataclasses.fields(package.PreTrainedConfig)}
+    known = ({each.name for each in dataclasses.fields(kind)} | set(kind.attribute_map)) - everybodys
     values = settings.values()
     for key in values:
         if key not in known:

@@ -121,3 +121,38 @@ def test_an_artifact_cannot_reach_beyond_the_package(key: str, tmp_path: Path) -
     (folder / "config.json").write_text(json.dumps(description))
     with pytest.raises(CheckpointError, match=rf"settings: got '{key}'"):
         checkpoint.load(folder)
+
+
+OTHERS: dict[str, dict[str, Any]] = {  # what their configs are told beside sizes, and sizes they do not have
+    "gpt2": {},
+    "olmo2": {},
+    "mistral": {"num_key_value_heads": 1, "sliding_window": 8},
+    "mamba": {},
+    "bamba": {
+        "num_key_value_heads": 2,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "attn_layer_indices": [1],
+    },
+}
+MISSING = {
+    "gpt2": ("intermediate_size",),
+    "mamba": ("intermediate_size", "num_attention_heads", "max_position_embeddings"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@torch.no_grad()
+def test_any_causal_model_by_its_config(name: str) -> None:
+    node = OmegaConf.load(CONF / "causal.yaml")
+    sizes = {key: value for key, value in node.sizes.items() if key not in MISSING.get(name, ())}
+    model = build("causal", architecture=name, sizes=sizes, settings=OTHERS[name])
+    tokens = some_tokens(2, 40)
+    whole, _ = model(tokens)
+    state, parts = model.init_state(2), []
+    for piece in tokens.split(13, dim=1):
+        logits, state = model(piece, state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-4, rtol=0)
+    assert model._one_by_one == (name == "mamba")  # type: ignore[attr-defined]

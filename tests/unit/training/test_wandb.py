@@ -14,7 +14,8 @@ import pytest
 import wandb
 
 from hfa.errors import CheckpointError
-from hfa.training import train
+from hfa.metrics.recall import Cell
+from hfa.training import evaluate, train
 from hfa.training.loggers import read_metrics
 from hfa.training.loggers.wandb import download, run_id
 
@@ -108,6 +109,27 @@ def test_without_credentials_a_run_is_offline_and_complete(
         assert part in logged, part
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     assert "wandb" not in capfd.readouterr().err  # nothing but what is said above
+
+
+def test_an_evaluation_leaves_its_table_and_its_pictures(composed: Compose, tmp_path: Path) -> None:
+    train(composed("~callbacks.samples", "logger=none"), tmp_path / "run")
+    cfg = composed(
+        "mode=evaluate",
+        f"checkpoint={tmp_path / 'run'}",
+        "logger=many",
+        "evaluate.lengths=[256]",
+        "evaluate.num_examples=2",
+    )
+    evaluate(cfg, tmp_path / "evaluation")
+    (folder,) = (tmp_path / "evaluation" / "wandb").glob("offline-run-*")
+    (table,) = folder.glob("files/media/table/retention*.json")
+    logged = json.loads(table.read_text())
+    assert logged["columns"] == list(Cell._fields)
+    assert {row[4] for row in logged["data"]} == {"exact", "storage", "selection", "answer"}
+    assert list(folder.glob("files/media/images/retention*.png"))
+    rows = (tmp_path / "evaluation" / "retention.csv").read_text().splitlines()
+    assert rows[0] == ",".join(Cell._fields)
+    assert len(rows) == 1 + len(logged["data"])
 
 
 def test_nobody_answers(
