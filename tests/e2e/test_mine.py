@@ -81,7 +81,7 @@ class Miner:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        until(lambda: self.has("Miner ready with") or self.process.poll() is not None, "ready", 300)  # kernels compile once
+        until(lambda: self.has("Miner ready with") or self.process.poll() is not None, "ready", 300)
         assert self.process.poll() is None, self.output
         self.url = re.search(r"at (http://\S+)", self.output)[1]
 
