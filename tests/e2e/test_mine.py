@@ -81,7 +81,11 @@ class Miner:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        until(lambda: self.has("Miner ready with") or self.process.poll() is not None, "ready", 300)
+        try:
+            until(lambda: self.has("Miner ready with") or self.process.poll() is not None, "ready", 300)
+        except AssertionError:
+            self.process.kill()
+            raise
         assert self.process.poll() is None, self.output
         self.url = re.search(r"at (http://\S+)", self.output)[1]
 
