@@ -19,8 +19,8 @@ from hfa.errors import ConfigError
 from hfa.models.state import State, num_bytes
 from hfa.nn.mlp import SwiGLU
 from hfa.nn.norm import RMSNorm
-from hfa.ops.fused import decodes, feed_forward_step, linear
-from hfa.ops.simd import suits, tracked
+from hfa.ops.fused import are_few, feed_forward_step, linear
+from hfa.ops.simd import tracked
 
 _PIECE = 1024  # tokens run at once when no gradient is kept: activations then stay in tens of megabytes
 
@@ -100,8 +100,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state)
         weights = self.mlp_norm.weight, self.mlp.gate_up.weight, self.mlp.down.weight
-        one = (x.shape[1] == 1 and suits(x, *weights)) or decodes(x, *weights)
-        if one and not self.training and not tracked(x, mixed, *weights):
+        if not self.training and not tracked(x, mixed, *weights) and are_few(x, *weights):
             return feed_forward_step(x.contiguous(), mixed.contiguous(), *weights), state
         x = x + self.dropout(mixed)
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: [N, D].
         bias: [N].
     """
-    if tracked(x, weight, bias) or x.shape[-1] != weight.shape[1] or not (decodes(x, weight) or _are_many(x, weight)):
+    if tracked(x, weight, bias) or x.shape[-1] != weight.shape[1] or not are_few(x, weight):
         return F.linear(x, weight, bias)  # which says so where widths differ
     y = product(x.reshape(-1, x.shape[-1]).contiguous(), weight).view(*x.shape[:-1], len(weight))
     return y if bias is None else y.add_(bias)
@@ -43,9 +43,10 @@ def turned(y: Tensor) -> Tensor:
     return y.t().contiguous()
 
 
-def _are_many(x: Tensor, weight: Tensor) -> bool:
+def are_few(x: Tensor, *weights: Tensor) -> bool:
+    """Whether x [..., D] is a batch that decodes or a small piece of a prompt, and it and the weights suit `product`."""
     few = x.numel() <= _MANY * x.shape[-1] and torch.get_num_threads() == 1
-    return few and suits(x, weight) and weight.is_contiguous()
+    return few and suits(x, *weights) and all(map(Tensor.is_contiguous, weights))
 
 
 def decodes(x: Tensor, *weights: Tensor) -> bool:
