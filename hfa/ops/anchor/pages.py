@@ -62,7 +62,8 @@ def read_piece(
     base = max(0, start // block_size * block_size - window)
     near = torch.arange(base, start + length)
     near = pages[near // size] * size + near % size
-    q, out, lse = q.contiguous(), torch.empty_like(q), q.new_empty(q.shape[:3])
+    q = q.contiguous()
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
     _read_windows(q[0], keys[near], values[near], start - base, window, block_size, out[0], lse[0])
     far = chosen[0].long()
     far = torch.where(far < 0, -1, pages[far.clamp(min=0) // size] * size + far % size)
