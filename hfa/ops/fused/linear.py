@@ -44,7 +44,7 @@ def turned(y: Tensor) -> Tensor:
 
 
 def are_few(x: Tensor, *weights: Tensor) -> bool:
-    """Whether x [..., D] is a batch that decodes or a small piece of a prompt, and it and the weights suit `product`."""
+    """Whether x [..., D] is a batch that decodes or a piece of a prompt, and it and the weights suit `product`."""
     few = x.numel() <= _MANY * x.shape[-1] and torch.get_num_threads() == 1
     return few and suits(x, *weights) and all(map(Tensor.is_contiguous, weights))
 
