@@ -107,7 +107,10 @@ def mining(folder: Path, checkpoints: Path) -> Iterator[dict[str, subprocess.Pop
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in processes.values():
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def published(
