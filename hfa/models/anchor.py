@@ -31,6 +31,10 @@ from hfa.ops.simd import WIDTH, suits, tracked
 _QUERY_TAPS = (0.6, 0.3, 0.15)
 _KEY_TAPS = (0.0, 0.6, 0.3, 0.15)
 
+# How much sharper the first head is than the last. A sharp head is not diluted by many near misses, and a soft one
+# goes on learning of keys that it does not match yet.
+_SCALES = 4.0
+
 
 @config
 class AnchorSettings(FlowSettings):
@@ -46,7 +50,7 @@ class AnchorSettings(FlowSettings):
     leaf_size: PositiveInt  # tokens looked at in a leaf
     num_ranked: PositiveInt  # of all those, the nearest by code are ranked by their keys; the best are read
     read_all: NonNegativeInt  # tokens of a training example up to which all are read: what is never read is not learnt
-    logit_scale: PositiveFloat  # of the attention at the start; learnt from there
+    logit_scale: PositiveFloat  # of the sharpest head's attention at the start; learnt from there
 
     def check(self) -> None:
         super().check()
@@ -107,7 +111,8 @@ class Anchor(Mixer):
         self.value = Linear(width, memory_width, bias=False)
         self.query_conv = ShortConv(width, settings.conv_width)
         self.key_conv = ShortConv(memory_width, settings.conv_width)
-        self.log_scale = nn.Parameter(torch.full((heads,), math.log(settings.logit_scale)))
+        sharpest = math.log(settings.logit_scale)
+        self.log_scale = nn.Parameter(torch.linspace(sharpest, sharpest - math.log(_SCALES), heads))
         self.out = Linear(width, width, bias=False)
         self.index = Index(width, memory_width, settings.conv_width)
         self.index_loss: Tensor | None = None  # of the last call in training
@@ -204,7 +209,7 @@ class Anchor(Mixer):
 
     def _weights(self) -> AnchorWeights:
         index = self.index
-        token_book, memory_book = index.codebooks
+        token_book, before_book, memory_book = index.codebooks
         return AnchorWeights(
             self.query.weight,
             self.key.weight,
@@ -217,6 +222,7 @@ class Anchor(Mixer):
             index.query_conv.weight,
             index.key_conv.weight,
             token_book,
+            before_book,
             memory_book,
             self.log_scale,
         )

@@ -14,9 +14,10 @@ from hfa.nn.linear import Linear
 from hfa.nn.norm import rms_norm
 from hfa.ops.index import CHUNK
 
-GROUPS = 16  # codes of a token: the first half describes the last token, the second what attention compares
+GROUPS = 16  # codes of a token
+_SHARES = (4, 4, 8)  # of them describe the last token, the one before it, and what attention compares
 CODES = 64  # values of a code
-_WIDTH = 64  # features of the last token
+_WIDTH = 64  # features of a token
 
 _WEIGHT = 0.01  # of the loss: nothing to Adam, as only the index learns from it, but to the norm that is clipped
 _SAMPLED = 1024  # queries whose attention is looked at for the loss, of which
@@ -55,7 +56,7 @@ class Tries(NamedTuple):
 class IndexState(NamedTuple):
     """What the projections carry, and the tries."""
 
-    query_tail: Tensor  # [B, conv_width - 1, _WIDTH]
+    query_tail: Tensor  # [B, conv_width - 1, 2 * _WIDTH]
     key_tail: Tensor  # like it
     tries: Tries | tuple[Tries, ...]  # in the engine those of each row, of different sizes
 
@@ -63,10 +64,11 @@ class IndexState(NamedTuple):
 class Index(nn.Module):
     """Codes of queries and keys, so that a query shares many with the tokens that it should read.
 
-    Half of the codes quantise what attention compares, its queries and keys, and so follow whatever it learns. The
-    others describe the token before alone, by which a single token is found among all contexts. Queries and keys
-    share the codebooks, and `match_init` describes them alike; `loss` draws the codes of a query to those of the
-    tokens that attention gives weight to.
+    Half of the codes quantise what attention compares, its queries and keys, and so follow whatever it learns. A
+    quarter describes the token before alone, by which a single token is found among all contexts, and a quarter the
+    one before that, by which a context is found among thousands that end alike. Queries and keys share the codebooks,
+    and `match_init` describes them alike; `loss` draws the codes of a query to those of the tokens that attention
+    gives weight to.
 
     Args:
         d_model: width of the stream.
@@ -76,13 +78,13 @@ class Index(nn.Module):
 
     def __init__(self, d_model: int, memory_width: int, conv_width: int) -> None:
         super().__init__()
-        self.query = Linear(d_model, _WIDTH, bias=False)
-        self.key = Linear(d_model, _WIDTH, bias=False)
-        self.query_conv = ShortConv(_WIDTH, conv_width)
-        self.key_conv = ShortConv(_WIDTH, conv_width)
-        self.widths = (_WIDTH, memory_width)
+        self.query = Linear(d_model, 2 * _WIDTH, bias=False)
+        self.key = Linear(d_model, 2 * _WIDTH, bias=False)
+        self.query_conv = ShortConv(2 * _WIDTH, conv_width)
+        self.key_conv = ShortConv(2 * _WIDTH, conv_width)
+        self.widths = (_WIDTH, _WIDTH, memory_width)
         self.codebooks = nn.ParameterList(
-            torch.randn(width, GROUPS // 2 * CODES) * width**-0.5 for width in self.widths
+            torch.randn(width, groups * CODES) * width**-0.5 for width, groups in zip(self.widths, _SHARES, strict=True)
         )
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(4.0)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.4)))
@@ -91,8 +93,11 @@ class Index(nn.Module):
     @torch.no_grad()
     def match_init(self) -> None:
         self.key.weight.copy_(self.query.weight)
-        self.query_conv.peak((1.0,), noise=0.02)
-        self.key_conv.peak((0.0, 1.0), noise=0.02)
+        last, before = slice(_WIDTH), slice(_WIDTH, None)
+        self.query_conv.peak((1.0,), noise=0.02, channels=last)
+        self.query_conv.peak((0.0, 1.0), noise=0.02, channels=before)
+        self.key_conv.peak((0.0, 1.0), noise=0.02, channels=last)
+        self.key_conv.peak((0.0, 0.0, 1.0), noise=0.02, channels=before)
 
     def init_state(self, batch_size: int) -> IndexState:
         tries = Tries.empty(batch_size, self.query.weight.device)
@@ -107,7 +112,7 @@ class Index(nn.Module):
             state: what came before.
 
         Returns:
-            the features of queries and of keys, [B, T, _WIDTH + G * K], and the next state.
+            the features of queries and of keys, [B, T, 2 * _WIDTH + G * K], and the next state.
         """
         query, query_tail = self.query_conv(self.query(x), state.query_tail)
         key, key_tail = self.key_conv(self.key(x), state.key_tail)
@@ -115,8 +120,8 @@ class Index(nn.Module):
 
     def scores(self, features: Tensor) -> Tensor:
         """The score of every code, [..., GROUPS, CODES]; only how they lie to each other within a group counts."""
-        halves = features.split(self.widths, -1)
-        scores = torch.cat([half @ book for half, book in zip(halves, self.codebooks, strict=True)], -1)
+        parts = features.split(self.widths, -1)
+        scores = torch.cat([part @ book for part, book in zip(parts, self.codebooks, strict=True)], -1)
         by_group: Tensor = scores.unflatten(-1, (GROUPS, CODES))
         return by_group
 

@@ -24,11 +24,11 @@ class ShortConv(nn.Module):
         self.width = width
         self.weight = nn.Parameter(torch.empty(width, channels).uniform_(-0.5, 0.5))
 
-    def peak(self, taps: tuple[float, ...], noise: float = 0.2) -> None:
+    def peak(self, taps: tuple[float, ...], noise: float = 0.2, channels: slice = slice(None)) -> None:
         """Initialise around the given taps: what was drawn shrinks by `noise`, and `taps` is added."""
         with torch.no_grad():
-            self.weight.mul_(noise)
-            self.weight[: len(taps)] += torch.tensor(taps)[: self.width, None]
+            self.weight[:, channels] *= noise
+            self.weight[: len(taps), channels] += torch.tensor(taps)[: self.width, None]
 
     def init_state(self, batch_size: int) -> Tensor:
         """The tail before the first token: zeros [B, width - 1, C]."""

@@ -52,6 +52,20 @@ def test_the_kernel_retrieves_what_dictionaries_do(num_trees: int, beam: int, le
     assert touched.max() <= num_trees * beam * leaf_size
 
 
+@pytest.mark.parametrize("alike", [1.0, 0.9])
+def test_tokens_that_share_most_codes_are_told_apart_by_the_others(alike: float) -> None:
+    """A crowd of one code in all groups but two, many of which share those too."""
+    scores, query, keys, codes = inputs(700, 40, 64)
+    crowd = torch.rand(700, generator=torch.Generator().manual_seed(2)) < 0.8
+    shared = torch.rand(700, generator=torch.Generator().manual_seed(3)) < alike
+    codes[0, crowd, : GROUPS - 2] = 5
+    codes[0, crowd & ~shared, GROUPS - 2 :] = 7
+    how = search(2, 3, 4)
+    chosen, _ = retrieve(scores, query, keys, codes, *empty(700, 2), torch.tensor([660]), how)
+    expected = naive_retrieve(scores[0], query[0], keys[0], codes[0], 660, how)
+    assert [sorted(i for i in found if i >= 0) for found in chosen[0].tolist()] == [sorted(found) for found in expected]
+
+
 def test_a_short_list_is_of_those_nearest_by_code() -> None:
     scores, query, keys, _ = inputs(700, 40, 64)
     codes = torch.randint(0, 64, (1, 700, GROUPS), generator=torch.Generator().manual_seed(1)).to(torch.uint8)

@@ -31,7 +31,7 @@ _WHOLE = torch.zeros(1, dtype=torch.long)
 
 
 class AnchorWeights(NamedTuple):
-    """Of an anchor layer, all contiguous. A: the width of its memory, F: features of the last token."""
+    """Of an anchor layer, all contiguous. A: the width of its memory, F: features of the last tokens."""
 
     query: Tensor  # [D, D]
     key: Tensor  # [A, D]
@@ -43,8 +43,9 @@ class AnchorWeights(NamedTuple):
     key_conv: Tensor  # [J, A]
     index_query_conv: Tensor  # [J, F]
     index_key_conv: Tensor  # [J, F]
-    token_book: Tensor  # [F, half of the codes' values]
-    memory_book: Tensor  # [A, as many]
+    token_book: Tensor  # [F / 2, a quarter of the codes' values]
+    before_book: Tensor  # [F / 2, as many]
+    memory_book: Tensor  # [A, half of them]
     log_scale: Tensor  # [H]
 
 
@@ -96,11 +97,11 @@ def anchor_step(
     y = torch.empty_like(x)
     groups, values = rows[0].codes.shape[-1], weights.token_book.shape[1]
     table = np.array([_addresses(row) for row in rows], np.int64)
-    scratch = x.new_empty(batch * (width + memory_width + 2 * features) + memory_width + 4 * values)
+    scratch = x.new_empty(batch * (width + memory_width + 2 * features) + memory_width + 8 * values)
     tensors = (x, *weights, *projected, *tails, *after, read, y, scratch)
     _step(
         tuple(tensor.data_ptr() for tensor in tensors), table, few,
-        heads, width, memory_width, features, len(weights.query_conv), groups, 2 * values // groups, *search,
+        heads, width, memory_width, features, len(weights.query_conv), groups, 4 * values // groups, *search,
     )  # fmt: skip
     if not few:
         y = product(read, weights.out)[:, None]
@@ -130,9 +131,9 @@ def _step(
 ) -> None:  # fmt: skip
     (
         x, query_w, key_w, value_w, index_query_w, index_key_w, out_w, query_conv, key_conv, index_query_conv,
-        index_key_conv, token_book, memory_book, log_scale, query_x, key_x, value, index_query_x, index_key_x,
-        query_tail, key_tail, index_query_tail, index_key_tail, query_after, key_after, index_query_after,
-        index_key_after, read, y, scratch,
+        index_key_conv, token_book, before_book, memory_book, log_scale, query_x, key_x, value, index_query_x,
+        index_key_x, query_tail, key_tail, index_query_tail, index_key_tail, query_after, key_after,
+        index_query_after, index_key_after, read, y, scratch,
     ) = tensors  # fmt: skip
     batch, head_dim = len(rows), width // heads
     memory_heads = memory_width // head_dim
@@ -179,7 +180,9 @@ def _step(
                 store(q, h * head_dim + c, load(q, h * head_dim + c) * scale)
                 store(ranking, group + c, load(ranking, group + c) + load(q, h * head_dim + c))
         last_query, last_key = index_query + 4 * b * features, index_key + 4 * b * features
-        _score(last_query, last_key, token_book, scores, scores + 8 * half, features, half)
+        before_query, before_key = last_query + 2 * features, last_key + 2 * features
+        _score(last_query, last_key, token_book, scores, scores + 8 * half, features // 2, half // 2)
+        _score(before_query, before_key, before_book, scores + 2 * half, scores + 10 * half, features // 2, half // 2)
         _score(ranking, k, memory_book, scores + 4 * half, scores + 12 * half, memory_width, half)
         for group in range(groups):
             stored[here, group] = np.argmax(described[group])

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from hfa.ops.index.retrieve import Search
 
-Trie = dict[int, Any]  # code to a Trie, or to a leaf: the positions in it, oldest first
+
+class Trie(dict[int, Any]):
+    """Code to a Trie, or to a leaf: the positions in it, oldest first."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group  # whose codes
 
 
 def naive_retrieve(
@@ -20,22 +26,18 @@ def naive_retrieve(
         scores: [T, groups, codes]; query: [T, W]; keys: [N, W]; codes: uint8 [N, groups].
     """
     groups = codes.shape[1]
-    orders = [
-        [(depth + tree * groups // search.num_trees) % groups for depth in range(groups)]
-        for tree in range(search.num_trees)
-    ]
-    tries: list[Trie] = [{} for _ in orders]
+    tries = [Trie(tree * groups // search.num_trees) for tree in range(search.num_trees)]
     inserted, found = 0, []
     for t in range(len(scores)):
         limit = (start + t) // search.block_size * search.block_size - search.window
         while inserted < limit:
-            for trie, order in zip(tries, orders, strict=True):
-                _insert(trie, order, 0, codes, inserted, search.leaf_size)
+            for trie in tries:
+                _insert(trie, codes, inserted, search.leaf_size)
             inserted += 1
         regret = measure_regret(scores[t], search.regret_cap)
         distances: dict[int, float] = {}
-        for trie, order in zip(tries, orders, strict=True):
-            for leaf in _descend(trie, order, regret, search.beam):
+        for trie in tries:
+            for leaf in _descend(trie, regret, search.beam):
                 for position in leaf[-search.leaf_size :]:
                     distances[position] = float(regret[range(groups), codes[position].long()].sum())
         shortlist = sorted(distances, key=distances.__getitem__)[: search.num_ranked]
@@ -44,31 +46,50 @@ def naive_retrieve(
     return found
 
 
-def _insert(trie: Trie, order: list[int], depth: int, codes: Tensor, position: int, leaf_size: int) -> None:
-    code = int(codes[position, order[depth]])
+def _insert(trie: Trie, codes: Tensor, position: int, leaf_size: int) -> None:
+    code = int(codes[position, trie.group])
     below = trie.get(code)
-    if isinstance(below, list) and len(below) >= leaf_size and depth + 1 < len(order):
-        split: Trie = {}
-        for held in below:
-            split.setdefault(int(codes[held, order[depth + 1]]), []).append(held)
-        trie[code] = below = split
-    if isinstance(below, dict):
-        _insert(below, order, depth + 1, codes, position, leaf_size)
+    if isinstance(below, list) and len(below) >= leaf_size:
+        crowded = len(below) >= 2 * leaf_size
+        group = _tells_apart(codes, [*below[-leaf_size:], position], trie.group, crowded)
+        if group is not None:
+            split = Trie(group)
+            for held in below:
+                split.setdefault(int(codes[held, group]), []).append(held)
+            trie[code] = below = split
+    if isinstance(below, Trie):
+        _insert(below, codes, position, leaf_size)
     else:
         trie.setdefault(code, []).append(position)
 
 
-def _descend(trie: Trie, order: list[int], regret: Tensor, beam: int) -> list[list[int]]:
+def _tells_apart(codes: Tensor, positions: list[int], group: int, crowded: bool) -> int | None:
+    """The next group in which at most half of the tokens are the same, or else the one in which the fewest are."""
+    *_, newest, token = positions
+    if crowded and codes[newest].equal(codes[token]):
+        return None  # as is likely, and the kernel looks no further
+    best, least = None, len(positions)
+    for turned in range(1, codes.shape[1] + 1):
+        following = (group + turned) % codes.shape[1]
+        most = int(codes[positions, following].long().bincount().max())
+        if most < least:
+            best, least = following, most
+        if 2 * least <= len(positions):
+            break
+    return best
+
+
+def _descend(trie: Trie, regret: Tensor, beam: int) -> list[list[int]]:
     nodes: list[tuple[float, Any]] = [(0.0, trie)]
-    for group in order:
+    while any(isinstance(node, Trie) for _, node in nodes):
         below = []
         for cost, node in nodes:
             if isinstance(node, list):
                 below.append((cost, node))
             else:
-                below += [(cost + float(regret[group, code]), child) for code, child in node.items()]
+                below += [(cost + float(regret[node.group, code]), child) for code, child in node.items()]
         nodes = sorted(below, key=lambda entry: entry[0])[:beam]
-    return [node for _, node in nodes if isinstance(node, list)]
+    return [node for _, node in nodes]
 
 
 def measure_regret(scores: Tensor, cap: float) -> Tensor:

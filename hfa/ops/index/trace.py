@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from hfa.ops.index.retrieve import Search
-from hfa.ops.index.trie import CHUNK, descend, measure_regret
+from hfa.ops.index.trie import CHUNK, GROUP, NUMBER, descend, measure_regret
 
 
 class Leaf(NamedTuple):
@@ -39,12 +39,12 @@ def trace(scores: Tensor, codes: Tensor, tables: Tensor, chunks: Tensor, search:
         for entry in nodes[: descend(regret, table, trie, turn, nodes, costs, below, below_costs)].tolist():
             tokens = _tokens(chunk, -entry)
             path: list[tuple[int, int]] = []
-            node = trie
+            group, node = turn, trie
             while node >= 0:
-                group = (len(path) + turn) % groups
                 code = int(codes[tokens[0], group])
                 path.append((group, code))
-                node = int(table[node, code])
+                node = int(table[node & NUMBER, code])
+                group = node >> GROUP
             cost = sum(float(regret[group, code]) for group, code in path)
             found.append(Leaf(trie, path, cost, len(tokens), tokens[: search.leaf_size]))
     return found

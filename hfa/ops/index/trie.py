@@ -1,9 +1,11 @@
 """Numba kernels of the index: tries over the codes of all tokens, in flat arrays.
 
-A trie is a tree of *tables*, one entry per value of a code: 0 for nothing, the number of a table one level down, or
-minus the number of a *leaf*. A leaf is a chain of chunks, newest first, each ``[next, tokens in the chain so far,
-up to 6 positions]``. A leaf of `leaf_size` tokens splits by the next code; one that has no code left goes on growing,
-and so does one that would take more than its share of tables, until there are more: nothing is evicted.
+A trie is a tree of *tables*, one entry per value of a code: 0 for nothing, a table one level down (its number, and
+in the bits from `GROUP` on which code it goes by), or minus the number of a *leaf*. A leaf is a chain of chunks,
+newest first, each ``[next, tokens in the chain so far, up to 6 positions]``. A leaf of `leaf_size` tokens splits by
+the next code that tells them apart, so that thousands of tokens that share some codes cost no tables that part nothing.
+One whose codes are all the same goes on growing, and so does one that would take more than its share of tables, until
+there are more: nothing is evicted.
 
 Positions are those of the stream. Where a token's codes and keys stand is looked up in `pages`: position p is row
 ``pages[p >> shift] << shift | p % (1 << shift)`` of the arrays, which `WHOLE` makes p itself.
@@ -24,6 +26,8 @@ from hfa.ops.simd import prefetch
 CHUNK = 8  # numbers in a chunk of a leaf
 SPARE_TABLES, TOKENS_PER_TABLE = 64, 8  # tables that the first tokens may take, and how many each later one adds
 _HELD = CHUNK - 2  # positions among them
+GROUP = 26  # bits of a table's number
+NUMBER = (1 << GROUP) - 1
 _INSERTED, _TABLES, _CHUNKS, _FREE = range(4)
 _FAR = np.float32(1e30)
 _AHEAD = 8  # keys on their way from memory while one is looked at
@@ -52,27 +56,65 @@ def insert(
         here = place(pages, shift, token)
         for tree in range(num_trees):
             turn = tree * groups // num_trees  # every trie takes the groups in an order of its own
-            table, depth = tree, 0
+            table, group = tree, turn
             while True:
-                code = codes[here, (depth + turn) % groups]
+                code = codes[here, group]
                 entry = tables[table, code]
                 if entry > 0:
-                    table, depth = entry, depth + 1
+                    table, group = entry & NUMBER, entry >> GROUP
                     continue
-                full = entry < 0 and chunks[-entry, 1] >= leaf_size and depth + 1 < groups
-                if not full or counts[_TABLES] >= SPARE_TABLES + token // TOKENS_PER_TABLE:
+                by = -1
+                full = entry < 0 and chunks[-entry, 1] >= leaf_size
+                if full and counts[_TABLES] < SPARE_TABLES + token // TOKENS_PER_TABLE:
+                    by = _tells_apart(codes, chunks, pages, shift, -entry, here, (group + 1) % groups, leaf_size)
+                if by < 0:
                     tables[table, code] = -_append(chunks, counts, -entry, token)
                     break
                 moved = _take_apart(chunks, counts, -entry)
                 lower = num_trees + counts[_TABLES]
                 counts[_TABLES] += 1
                 tables[lower] = 0
-                tables[table, code] = lower
+                tables[table, code] = lower | by << GROUP
                 for held in moved[::-1]:  # oldest first, as they came
-                    below = codes[place(pages, shift, held), (depth + 1 + turn) % groups]
+                    below = codes[place(pages, shift, held), by]
                     tables[lower, below] = -_append(chunks, counts, -tables[lower, below], held)
-                table, depth = lower, depth + 1
+                table, group = lower, by
     counts[_INSERTED] = max(counts[_INSERTED], stop)
+
+
+@njit(nogil=True, cache=True)
+def _tells_apart(
+    codes: Array, chunks: Array, pages: Array, shift: int, leaf: int, here: int, first: int, leaf_size: int
+) -> int:
+    """The first group, from `first` on, in which few of a leaf's newest tokens and of that at row `here` are the same.
+
+    If there is none, the one in which the fewest are; -1 where they have all codes in common.
+    """
+    groups, size = codes.shape[1], chunks[leaf, 1]
+    newest = place(pages, shift, chunks[leaf, 2 + (size - 1) % _HELD])
+    if size >= 2 * leaf_size and np.all(codes[newest] == codes[here]):
+        return -1
+    rows, held = np.empty(leaf_size + 1, np.int64), 1
+    rows[0] = here
+    while leaf and held <= leaf_size:
+        for i in range((chunks[leaf, 1] - 1) % _HELD, -1, -1):
+            if held <= leaf_size:
+                rows[held] = place(pages, shift, chunks[leaf, 2 + i])
+                held += 1
+        leaf = chunks[leaf, 0]
+    best, least = -1, held
+    for turned in range(groups):
+        group = (first + turned) % groups
+        alike = np.zeros(256, np.int16)
+        most = 0
+        for i in range(held):
+            alike[codes[rows[i], group]] += 1
+            most = max(most, alike[codes[rows[i], group]])
+        if most < least:
+            best, least = group, most
+        if 2 * least <= held:
+            break
+    return best
 
 
 @njit(nogil=True, cache=True)
@@ -136,9 +178,9 @@ def descend(
     Returns:
         how many leaves there are.
     """
-    groups, beam = regret.shape[0], nodes.shape[0]
-    nodes[0], costs[0] = tree, np.float32(0)
-    alive, depth = 1, 0
+    beam = nodes.shape[0]
+    nodes[0], costs[0] = tree | turn << GROUP, np.float32(0)
+    alive = 1
     while True:
         kept, worst, descended = 0, _FAR, False
         for place in range(alive):
@@ -149,13 +191,13 @@ def descend(
                 kept, worst = _keep(below, below_costs, kept, beam, node, cost)
                 continue
             descended = True
-            group = (depth + turn) % groups
+            table, group = node & NUMBER, node >> GROUP
             for code in range(tables.shape[1]):
                 total = cost + regret[group, code]
-                if total < worst and tables[node, code] != 0:
-                    kept, worst = _keep(below, below_costs, kept, beam, tables[node, code], total)
+                if total < worst and tables[table, code] != 0:
+                    kept, worst = _keep(below, below_costs, kept, beam, tables[table, code], total)
         nodes[:kept], costs[:kept] = below[:kept], below_costs[:kept]
-        alive, depth = kept, depth + 1
+        alive = kept
         if not descended:
             return alive
 
