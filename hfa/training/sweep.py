@@ -132,7 +132,8 @@ def split_overrides(jobs: Sequence[Job]) -> tuple[list[str], dict[str, str]]:
 def metric_columns(jobs: Sequence[Job]) -> list[str]:
     """What is worth a column: what was validated or tested, then speed and size."""
     names = dict.fromkeys(name for job in jobs for name in job.metrics)
-    found = [name for name in names if name.startswith(("val/", "test/")) and "token_recall" not in name]
+    detail = ("token_recall", "routing/")
+    found = [name for name in names if name.startswith(("val/", "test/")) and not any(part in name for part in detail)]
     return found + [name for name in _LAST_COLUMNS if name in names]
 
 

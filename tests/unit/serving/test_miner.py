@@ -580,7 +580,7 @@ def test_every_option_composes(runs, option):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("default=gpt", "default: got 'gpt', expected one of hfa, hybrid, simplemind, transformer"),
+        ("default=gpt", "default: got 'gpt', expected one of hf, hfa, hybrid, simplemind, transformer"),
         ("models=[hfa,gpt]", "models: got 'gpt', expected one of"),
         ("heartbeat_s=0", "heartbeat_s: got 0, expected greater than 0"),
         ("server.port=70000", "server.port: got 70000, expected 0 to 65535"),
