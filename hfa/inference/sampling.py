@@ -13,6 +13,7 @@ from torch import Tensor
 from hfa.errors import RequestError
 
 MAX_SEED = 2**63 - 1
+_COLDEST = 1e-30  # a temperature far below it would be 0 in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def penalised(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer:
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution over the tokens that temperature, top-k, top-p and min-p leave, [V] to [V]."""
-    probs = torch.softmax((logits - logits.max()) / sampling.temperature, dim=-1)
+    probs = torch.softmax((logits - logits.max()) / max(sampling.temperature, _COLDEST), dim=-1)
     if not sampling.top_k and sampling.top_p == 1 and not sampling.min_p:
         return probs
     order = _likeliest(probs, min(sampling.top_k or len(probs), len(probs)))
@@ -114,6 +115,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         mass_before = ranked.cumsum(0) - ranked
         keep &= mass_before < sampling.top_p * ranked.sum()
+        keep[0] = True  # however small top_p is
     kept = torch.zeros_like(probs).scatter(0, order, ranked * keep)
     return kept / kept.sum()
 

@@ -20,7 +20,6 @@ from hfa.serving.statistics import Statistics
 from hfa.serving.text import TextAssembler
 from hfa.types import Tokenizer
 
-_LEAST = 1e-6  # a temperature or top_p below it is its own limit, and would not survive float32
 _SEED_BITS = 53  # a seed we draw survives a trip through a double
 
 
@@ -238,8 +237,8 @@ def draw_seed() -> int:
 def _sampling(body: GenerateBody) -> Sampling:
     return Sampling(
         seed=draw_seed() if body.seed is None else body.seed,
-        temperature=body.temperature if body.temperature >= _LEAST else 0.0,
+        temperature=body.temperature,
         top_k=body.top_k,
-        top_p=max(body.top_p, _LEAST),
+        top_p=body.top_p,
         min_p=body.min_p,
     )

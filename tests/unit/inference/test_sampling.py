@@ -45,6 +45,12 @@ def test_temperature_sharpens_and_flattens():
     assert kept(temperature=1e-30) == {1: 1.0}
 
 
+@pytest.mark.parametrize("coldest", [{"temperature": 5e-324}, {"temperature": 1.0, "top_p": 1e-300}])
+def test_what_is_too_small_for_float32_takes_the_likeliest(coldest):
+    logits = torch.tensor([0.5, 2.0, 1.9, -1.0])
+    assert probabilities(logits, Sampling(**coldest)).tolist() == [0, 1, 0, 0]
+
+
 def test_zero_temperature_takes_the_likeliest_whatever_the_seed():
     assert {sample(LOGITS, Sampling(seed=s), torch.Generator().manual_seed(s)) for s in range(9)} == {1}
 
