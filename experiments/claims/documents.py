@@ -24,8 +24,8 @@ _IN_ROW = re.compile(rf"(?<=\|) *\**({_NUMBER}%?)(?=[^|A-Za-z]*(?:(?:{_UNITS}|[K
 
 
 def documents() -> list[Path]:
-    """README.md, those of the experiments, and docs."""
-    found = [REPO / "README.md", *REPO.glob("experiments/*/README.md"), *REPO.glob("docs/**/*.md")]
+    """README.md, those of the experiments, and those of the packages."""
+    found = [REPO / "README.md", *REPO.glob("experiments/*/README.md"), *REPO.glob("hfa/*/README.md")]
     return sorted(path for path in found if path.is_file())
 
 
