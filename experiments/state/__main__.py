@@ -21,6 +21,7 @@ from experiments.state.report import draw, table
 from experiments.state.subjects import SUBJECTS
 from experiments.state.trial import FAR, TEST, Plan, trial
 from hfa.errors import HFAError
+from hfa.training.allocator import keep_freed_memory
 from hfa.training.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = asked.results or (RESULTS if asked.record else OUTPUTS / "state")
     ledger = Ledger(folder / "trials.jsonl")
     torch.set_num_threads(1)
+    keep_freed_memory()
     for floats in asked.floats:
         for name in asked.models:
             for lr in asked.lrs:
