@@ -139,7 +139,7 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
         if cache.state is None and attention_mask is not None and not bool(attention_mask.all()):
             hidden, state = self._unpadded(input_ids, attention_mask)
         else:
-            hidden, state = self.model.hidden(input_ids, cache.state)
+            hidden, state = self.model.hidden(input_ids, cache.state, last=logits_to_keep or None)
         logits = self.model.head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         loss = None
         if labels is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def count(name: str) -> dict[str, tuple[float, str]]:
     torch.manual_seed(0)
     model = config.build().eval()
     with torch.inference_mode():
-        work = [per_token(model.hidden, length, VOCAB_SIZE) for length in (SHORT, LONG)]
+        prefill = partial(model.hidden, last=1)
+        work = [per_token(prefill, length, VOCAB_SIZE) for length in (SHORT, LONG)]
     values = [
         (float(body), f"{body / 1e6:.1f}M"),
         (float(state), f"{state / _MIB:.1f} MiB"),

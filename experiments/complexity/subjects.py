@@ -43,6 +43,10 @@ class Subject(ABC):
     def hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Features [1, T, D] of tokens [1, T] that continue `state` (None: nothing came before), and the next state."""
 
+    def last_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """`hidden` of the last token at least, however a model comes to it best."""
+        return self.hidden(tokens, state)
+
     @abstractmethod
     def state_bytes(self, length: int) -> int:
         """Bytes carried after `length` tokens."""
@@ -59,7 +63,7 @@ class Subject(ABC):
         """Logits [1, vocab_size] of the last token, and the state to continue from."""
         state: State | None = None
         for piece in tokens.split(self.piece or tokens.shape[1], dim=1):
-            hidden, state = self.hidden(piece, state)
+            hidden, state = self.last_hidden(piece, state)
         return self.head(hidden[:, -1]), state
 
     def context(self, tokens: Tensor, room: int) -> State:
@@ -90,6 +94,9 @@ class Ours(Subject):
 
     def hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         return self.model.hidden(tokens, state)
+
+    def last_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return self.model.hidden(tokens, state, last=1)
 
     def state_bytes(self, length: int) -> int:
         return self.model.state_bytes(length)

@@ -18,6 +18,7 @@ VARIANTS = {
     "transformer-conv": Variant(title="Transformer with conv", overrides=(*TRANSFORMER, "model.conv_width=4")),
     "hfa": Variant(title="HFA", overrides=("model=hfa",)),
     "hfa-unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 1}),
+    "delta": Variant(title="Gated delta rule: HFA without anchors", overrides=("model=hfa", "model.pattern=[flow]")),
     "simplemind": Variant(title="SimpleMind", overrides=("model=simplemind",)),
     "hybrid": Variant(title="Hybrid", overrides=("model=hybrid",)),
     "llama": Variant(title="Llama, of transformers", overrides=("model=hf/llama", "model.num_heads=4")),

@@ -86,7 +86,7 @@ class Runner:
         if row.recurrent is None:
             self.pool.begin(row)
         tokens = sequence.next_tokens(chunk.start, chunk.end).to(self.device)  # [1, T]
-        hidden, state = self.model.hidden(tokens, self.pool.rows([row], row.recurrent or []))
+        hidden, state = self.model.hidden(tokens, self.pool.rows([row], row.recurrent or []), last=1)
         row.recurrent, row.length = self.pool.recurrent(state), chunk.end
         self.pool.take_tries(state, [row])
         if chunk.end < len(sequence.tokens):

@@ -147,14 +147,16 @@ class Anchor(Mixer):
         loss, self.index_loss = self.index_loss, None  # handed over once: a graph does not outlive its step
         return loss
 
-    def forward(self, x: Tensor, state: AnchorState) -> tuple[Tensor, AnchorState]:
+    def forward(self, x: Tensor, state: AnchorState, last: int | None = None) -> tuple[Tensor, AnchorState]:
         memory = state.memory
         paged = isinstance(memory, PagedMemory)
         if x.shape[1] == 1 and (paged or memory.capacity) and not self.on_read:
             weights, held = self._weights(), memory.pools if isinstance(memory, PagedMemory) else memory.pages
             if not tracked(x, *weights, *held) and suits(x, *weights[:-1]) and not self.head_dim % WIDTH:
                 return self._step(x, state, weights)
-        query, query_tail = self.query_conv(self.query(x), state.query_tail)
+        asks = min(last or x.shape[1], x.shape[1])  # queries, the last tokens of
+        start = state.memory.length + x.shape[1] - asks
+        query, query_tail = self.query_conv.of_last(x, self.query, state.query_tail, asks)
         key, key_tail = self.key_conv(self.key(x), state.key_tail)
         q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * self.log_scale.exp()[:, None]
         k = l2_norm(key.unflatten(-1, (self.num_memory_heads, self.head_dim)))
@@ -163,7 +165,7 @@ class Anchor(Mixer):
         asked, described, lookup = self.index(x.detach(), ranking, k.detach().flatten(2), state.lookup)
         if isinstance(state.memory, PagedMemory):
             pages = state.memory.append(k, v, self.index.codes(described))
-            read, indexes = self._read_in_pages(q.transpose(1, 2), asked, ranking, pages, state.memory.length, lookup)
+            read, indexes = self._read_in_pages(q.transpose(1, 2), asked, ranking, pages, start, lookup)
             lookup = lookup._replace(tries=indexes)
             return self.out(read.transpose(1, 2).flatten(2)), AnchorState(pages, lookup, query_tail, key_tail)
         memory = state.memory.append(k, v, self.index.codes(described))
@@ -172,16 +174,16 @@ class Anchor(Mixer):
         tries, q = lookup.tries, q.transpose(1, 2)
         read_all = max(self.search.window + self.search.block_size, self.read_all if learns else 0)
         if memory.capacity == x.shape[1] <= read_all and not self.on_read:
-            read = causal_attention(q, k.transpose(1, 2), v.transpose(1, 2), None, scale=1.0)
+            all_ask = asks == x.shape[1]
+            read = causal_attention(q, k.transpose(1, 2), v.transpose(1, 2), None if all_ask else start, scale=1.0)
         else:
-            near_from = self._near_from(state.memory.length, x.shape[1])
+            near_from = self._near_from(start, asks)
             assert isinstance(tries, Tries)
             tries = self._prepared(tries, memory, state.memory, near_from)
-            chosen, touched = self._retrieve(asked, ranking, memory, state.memory.length, tries)
-            read = self._read(q, memory, chosen, state.memory.length)
+            chosen, touched = self._retrieve(asked, ranking, memory, start, tries)
+            read = self._read(q, memory, chosen, start)
             if self.on_read:
-                asks = q.transpose(1, 2), asked
-                self.on_read(state.memory.length, chosen[:, None], near_from, touched, *asks, memory, tries)
+                self.on_read(start, chosen[:, None], near_from, touched, q.transpose(1, 2), asked, memory, tries)
         state = AnchorState(memory, lookup._replace(tries=tries), query_tail, key_tail)
         return self.out(read.transpose(1, 2).flatten(2)), state
 

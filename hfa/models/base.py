@@ -74,8 +74,14 @@ class Mixer(nn.Module, ABC):
         """The state before the first token."""
 
     @abstractmethod
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """[B, T, D], any T >= 1, continuing from `state`, to [B, T, D] and the state after it."""
+    def forward(self, x: Tensor, state: State, last: int | None = None) -> tuple[Tensor, State]:
+        """[B, T, D], any T >= 1, continuing from `state`, to [B, T, D] and the state after it.
+
+        Args:
+            x: of every token.
+            state: what came before.
+            last: of how many last tokens the output is wanted, at least 1; the state is of all. None for all.
+        """
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one row's state after `seq_len` tokens; constant unless told otherwise."""
@@ -97,8 +103,9 @@ class Block(nn.Module):
         self.mlp = SwiGLU(settings.d_model, settings.d_ff)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        mixed, state = self.mixer(self.mixer_norm(x), state)
+    def forward(self, x: Tensor, state: State, last: int | None = None) -> tuple[Tensor, State]:
+        mixed, state = self.mixer(self.mixer_norm(x), state, last)
+        x = x[:, -mixed.shape[1] :]
         weights = self.mlp_norm.weight, self.mlp.gate_up.weight, self.mlp.down.weight
         if not self.training and not tracked(x, mixed, *weights) and are_few(x, *weights):
             return feed_forward_step(x.contiguous(), mixed.contiguous(), *weights), state
@@ -145,15 +152,25 @@ class LanguageModel(nn.Module):
         hidden, state = self.hidden(tokens, state)
         return self.head(hidden), state
 
-    def hidden(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Like `forward`, but the final features [B, T, D]: `head` turns those one needs into logits."""
+    def hidden(self, tokens: Tensor, state: State | None = None, last: int | None = None) -> tuple[Tensor, State]:
+        """Like `forward`, but the final features [B, T, D]: `head` turns those one needs into logits.
+
+        Args:
+            tokens: int64 [B, T].
+            state: what came before; None for nothing.
+            last: of how many last tokens features are wanted, at least 1; None for all. What nobody asks for is not
+                computed: the last layer's output for the others.
+        """
         state = self.init_state(tokens.shape[0]) if state is None else state
         if torch.is_grad_enabled() or tokens.shape[1] <= _PIECE:
-            return self._hidden(tokens, state)
-        pieces = []
-        for piece in tokens.split(_PIECE, dim=1):
-            features, state = self._hidden(piece, state)
-            pieces.append(features)
+            return self._hidden(tokens, state, last)
+        pieces, unwanted = [], tokens.shape[1] - (last or tokens.shape[1])
+        for start in range(0, tokens.shape[1], _PIECE):
+            piece = tokens[:, start : start + _PIECE]
+            wanted = start + piece.shape[1] - max(start, unwanted)
+            features, state = self._hidden(piece, state, max(1, wanted))
+            if wanted > 0:
+                pieces.append(features)
         return torch.cat(pieces, dim=1), state
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -178,11 +195,11 @@ class LanguageModel(nn.Module):
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def _hidden(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def _hidden(self, tokens: Tensor, state: State, last: int | None) -> tuple[Tensor, State]:
         x = self.embedding(tokens) * math.sqrt(self.config.d_model)
         states = []
-        for block, inner in zip(self.blocks, state, strict=True):
-            x, inner = block(x, inner)
+        for layer, (block, inner) in enumerate(zip(self.blocks, state, strict=True), 1):
+            x, inner = block(x, inner, last if layer == len(self.blocks) else None)
             states.append(inner)
         return self.norm(x), tuple(states)
 

@@ -62,7 +62,7 @@ class Flow(Mixer):
         memory = torch.zeros(shape, dtype=dtype, device=weight.device)
         return FlowState(memory, self.conv.init_state(batch_size))
 
-    def forward(self, x: Tensor, state: FlowState) -> tuple[Tensor, FlowState]:
+    def forward(self, x: Tensor, state: FlowState, last: int | None = None) -> tuple[Tensor, FlowState]:
         if x.shape[1] == 1 and self.erase:
             weights = self._weights()
             if not tracked(x, *state, *weights) and suits(x, *state, *weights[:-1]) and not self.head_dim % WIDTH:
@@ -83,6 +83,8 @@ class Flow(Mixer):
             erase=self.erase,
             chunk_size=self.chunk_size,
         )
+        if last:
+            x, read = x[:, -last:], read[:, :, -last:]
         read = self.out_norm(read.to(x.dtype).transpose(1, 2), self.out_gate(x))  # [B, T, H, V]
         return self.out(read.flatten(2)), FlowState(memory, tail)
 

@@ -148,10 +148,10 @@ class HFModel(LanguageModel):
             more["position_ids"] = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         return more
 
-    def hidden(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def hidden(self, tokens: Tensor, state: State | None = None, last: int | None = None) -> tuple[Tensor, State]:
         if self.training and state is None:
             out = self.body(input_ids=tokens, use_cache=False, **self.positions(tokens, 0))
-            return out.last_hidden_state, None
+            return out.last_hidden_state[:, -(last or 0) :], None
         start = 0 if state is None else _one_length(state.length)
         cache = None if state is None or not start else self.shell.unpack(state.tensors, start)
         if start and self._one_by_one:
@@ -163,7 +163,7 @@ class HFModel(LanguageModel):
         else:
             features, cache = self.run(tokens, start, cache)
         length = torch.full((tokens.shape[0],), start + tokens.shape[1], device=tokens.device)
-        return features, HFState(length, pack(cache)[0])
+        return features[:, -(last or 0) :], HFState(length, pack(cache)[0])
 
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embedding.weight)

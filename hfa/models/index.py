@@ -108,13 +108,14 @@ class Index(nn.Module):
 
         Args:
             x: [B, T, D].
-            q: what attention ranks by, summed over the heads of a memory head, and k: its keys, [B, T, G * K].
+            q: what attention ranks by, summed over the heads of a memory head, [B, A, G * K] of the last A tokens.
+            k: its keys, [B, T, G * K].
             state: what came before.
 
         Returns:
-            the features of queries and of keys, [B, T, 2 * _WIDTH + G * K], and the next state.
+            the features of queries, [B, A, 2 * _WIDTH + G * K], and of keys, with T in place of A; the next state.
         """
-        query, query_tail = self.query_conv(self.query(x), state.query_tail)
+        query, query_tail = self.query_conv.of_last(x, self.query, state.query_tail, q.shape[1])
         key, key_tail = self.key_conv(self.key(x), state.key_tail)
         return torch.cat([query, q], -1), torch.cat([key, k], -1), IndexState(query_tail, key_tail, state.tries)
 

@@ -126,7 +126,7 @@ class RoutedChannels(Mixer):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         return RoutedState(torch.zeros(shape, dtype=dtype, device=weight.device), self.conv.init_state(batch_size))
 
-    def forward(self, x: Tensor, state: RoutedState) -> tuple[Tensor, RoutedState]:
+    def forward(self, x: Tensor, state: RoutedState, last: int | None = None) -> tuple[Tensor, RoutedState]:
         if x.shape[1] == 1:
             weights = self._weights()
             if weights and not tracked(x, *state, *weights) and decodes(x, *state, *weights[:-1]):
@@ -136,6 +136,8 @@ class RoutedChannels(Mixer):
         if self.aggregation == "mean":
             v = F.pad(v, (0, 1), value=1.0)
         read, channels = routed_scan(q, k, v, gates, state.channels, self.routing, chunk_size=self.chunk_size)
+        if last:
+            x, read = x[:, -last:], read[:, -last:]
         if self.aggregation == "mean":
             read = read[..., :-1] / (read[..., -1:] + 1e-3)
         read = self.out_norm(read.to(x.dtype), self.out_gate(x) if self.out_gate else None)  # [B, T, H, V]

@@ -70,7 +70,7 @@ class Attention(Mixer):
     def state_bytes(self, seq_len: int) -> int:
         return super().state_bytes(seq_len) + seq_len * 2 * self.widths[1] * self.qkv.weight.element_size()
 
-    def forward(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+    def forward(self, x: Tensor, state: AttentionState, last: int | None = None) -> tuple[Tensor, AttentionState]:
         memory, tail = state
         qkv = self.qkv(x)
         if self.conv:
@@ -80,7 +80,9 @@ class Attention(Mixer):
         positions = start[:, None] + torch.arange(x.shape[1], device=x.device)
         q = rotate(q.transpose(1, 2), positions, self.rope_base)
         k = rotate(k.transpose(1, 2), positions, self.rope_base)
-        fresh = memory.capacity == 0
+        if last and last < x.shape[1]:
+            q, start = q[:, :, -last:], start + x.shape[1] - last
+        fresh = q.shape[2] == x.shape[1] and memory.capacity == 0
         memory = memory.append(k.transpose(1, 2), v)
         if isinstance(memory, PagedMemory) and x.shape[1] == 1 and memory.has_kernels:
             scaled = q * self.head_dim**-0.5

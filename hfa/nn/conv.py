@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +36,18 @@ class ShortConv(nn.Module):
         """The tail before the first token: zeros [B, width - 1, C]."""
         shape = (batch_size, self.width - 1, self.weight.shape[1])
         return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
+
+    def of_last(
+        self, x: Tensor, project: Callable[[Tensor], Tensor], tail: Tensor, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """The last `count` outputs for ``project(x)``, of which no more is computed than they need, and the tail."""
+        seen = self.width - 1
+        if x.shape[1] <= count + seen:
+            y, tail = self(project(x), tail)
+            return y[:, -count:], tail
+        projected = project(x[:, -count - seen :])
+        after: tuple[Tensor, Tensor] = self(projected[:, seen:], projected[:, :seen])
+        return after
 
     def forward(
         self, x: Tensor, tail: Tensor, *, silu: bool = False, unit_heads: int = 0, head_dim: int = WIDTH

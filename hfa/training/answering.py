@@ -81,7 +81,7 @@ def write(
         count: tokens to write, at most; fewer when the text ends, or all of `until` have been written.
         until: in small letters, without space around; None stops for nothing.
     """
-    features, state = model.hidden(tokens, state)
+    features, state = model.hidden(tokens, state, last=1)
     logits = model.head(features[:, -1])
     written: list[int] = []
     while len(written) < count:

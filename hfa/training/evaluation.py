@@ -239,16 +239,18 @@ def predict(model: LanguageModel, batch: Batch, chunk_size: int, resume_at: int 
         sorted({*range(0, last, chunk_size), last, *([resume_at] if resume_at else ())})
     ):
         piece = slice(start, stop)
+        scored = (labels[:, piece] != IGNORE).any(0).nonzero()
+        first = int(scored[0]) if len(scored) else stop - start - 1  # what is before it nobody asks for
         if (batch.gold[:, piece] == NOWHERE).all():
-            features, state = model.hidden(tokens[:, piece], state)
+            features, state = model.hidden(tokens[:, piece], state, last=stop - start - first)
         else:
             with audit(model) as trail:
-                features, state = model.hidden(tokens[:, piece], state)
+                features, state = model.hidden(tokens[:, piece], state, last=stop - start - first)
             kept.add_selected(trail.reads)
             kept.add_stored([memory.length for memory in memories(state)], piece)
         rows, columns = (labels[:, piece] != IGNORE).nonzero(as_tuple=True)
         for row, column in zip(rows.split(positions), columns.split(positions), strict=True):
-            logits = model.head(features[row, column]).float()
+            logits = model.head(features[row, column - first]).float()
             column = start + column
             nats[row.cpu(), column.cpu()] = right_nats(logits, row, column, labels, group).cpu()
             correct[row.cpu(), column.cpu()] = is_right(logits.argmax(-1), row, column, labels, group).cpu()

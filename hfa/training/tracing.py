@@ -116,7 +116,7 @@ def _case(
     start, state = position // chunk_size * chunk_size, None
     if start:
         for piece in tokens[:, :start].split(chunk_size, dim=1):
-            _, state = model.hidden(piece, state)
+            _, state = model.hidden(piece, state, last=1)
     with audit(model) as trail:
         model.hidden(tokens[:, start:], state)
     latest = {read.layer: read for read in trail.reads}  # of every layer, the piece that ends with the query

@@ -72,6 +72,6 @@ def _watch(usage: Usage) -> Any:
     def watch(mixer: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(mixer, RoutedChannels)
         with torch.no_grad():
-            usage.update(*mixer.routes(*inputs))
+            usage.update(*mixer.routes(*inputs[:2]))
 
     return watch

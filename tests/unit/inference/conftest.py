@@ -68,7 +68,7 @@ class HashModel(LanguageModel):
     def init_state(self, batch_size: int) -> tuple[torch.Tensor]:
         return (torch.ones(batch_size, dtype=torch.long),)
 
-    def hidden(self, tokens, state=None):
+    def hidden(self, tokens, state=None, last=None):
         self.calls.append(tokens.shape[1])
         self.entered.release()
         assert self.gate.wait(30)

@@ -335,10 +335,10 @@ def test_a_failing_model_is_avoided_and_probed_and_does_not_leak(start, monkeypa
     broken = [True]
     hidden = engine._runner.model.hidden
 
-    def failing(tokens, state=None):
+    def failing(tokens, state=None, last=None):
         if broken[0]:
             raise RuntimeError("weights at /secret/place are gone")
-        return hidden(tokens, state)
+        return hidden(tokens, state, last)
 
     monkeypatch.setattr(engine._runner.model, "hidden", failing)
     for stream in (False, True):

@@ -25,8 +25,8 @@ class Parrot(nn.Module):
         self.says = [*text.encode(), BYTE.end_of_text]
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def hidden(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        return torch.zeros(*tokens.shape, 1), (torch.zeros(1, dtype=torch.long),)
+    def hidden(self, tokens: torch.Tensor, state: Any, last: int) -> tuple[torch.Tensor, Any]:
+        return torch.zeros(len(tokens), last, 1), (torch.zeros(1, dtype=torch.long),)
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         return self._logits(0)

@@ -54,8 +54,8 @@ class Uniform(nn.Module):
         self.config = settings.model
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def hidden(self, tokens: torch.Tensor, state: None = None) -> tuple[torch.Tensor, None]:
-        return torch.zeros(*tokens.shape, 1), None
+    def hidden(self, tokens: torch.Tensor, state: None = None, last: int | None = None) -> tuple[torch.Tensor, None]:
+        return torch.zeros(len(tokens), last or tokens.shape[1], 1), None
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(features), self.config.vocab_size)
@@ -84,7 +84,7 @@ def test_a_model_that_knows_nothing(settings: TrainSettings) -> None:
 class Oracle(Uniform):
     """Predicts each token of a needle's answer by looking it up in the context."""
 
-    def hidden(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+    def hidden(self, tokens: torch.Tensor, state: Any = None, last: int | None = None) -> tuple[torch.Tensor, Any]:
         seen = tokens if state is None else torch.cat([state, tokens], 1)
         out = torch.zeros(*tokens.shape, 1)
         for row, context in enumerate(seen.tolist()):
@@ -94,7 +94,7 @@ class Oracle(Uniform):
                 line = text[:end].rpartition("\n")[2]
                 place = text.find(line)
                 out[row, column, 0] = ord(text[place + len(line)]) if place + len(line) < end else 0
-        return out, seen
+        return out[:, -(last or 0) :], seen
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         return F.one_hot(features[:, 0].long(), self.config.vocab_size).float()
