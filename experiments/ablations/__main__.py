@@ -17,6 +17,13 @@ VARIANTS = {
     "no-anchors": Variant(title="without anchors", overrides=("model=hfa", "model.pattern=[flow]")),
     "no-retrieval": Variant(title="window only", overrides=("model=hfa", "model.num_retrieved=1")),
     "no-convolution": Variant(title="without short convolutions", overrides=("model=hfa", "model.conv_width=1")),
+    "no-match-init": Variant(title="without match-init", overrides=("model=ablated/hfa", "model.match_init=false")),
+    "summaries": Variant(
+        title="block summaries in place of codes", overrides=("model=ablated/hfa", "model.selection=summaries")
+    ),
+    "mixture": Variant(
+        title="a mixture over blocks in place of one softmax", overrides=("model=ablated/hfa", "model.softmax=mixture")
+    ),
     "unread": Variant(title="HFA, retrieval off when measured", trained_as="hfa", edits={"num_retrieved": 1}),
 }
 EXPERIMENT = "retention"  # text and recall at once

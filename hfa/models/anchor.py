@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,8 @@ class Anchor(Mixer):
     what is never read gets no gradient.
     """
 
+    decodes: ClassVar[bool] = True  # whether one kernel makes a step of the layer
+
     def __init__(self, settings: AnchorSettings) -> None:
         super().__init__()
         width, heads, memory_heads = settings.d_model, settings.num_heads, settings.num_memory_heads
@@ -150,7 +152,7 @@ class Anchor(Mixer):
     def forward(self, x: Tensor, state: AnchorState, last: int | None = None) -> tuple[Tensor, AnchorState]:
         memory = state.memory
         paged = isinstance(memory, PagedMemory)
-        if x.shape[1] == 1 and (paged or memory.capacity) and not self.on_read:
+        if self.decodes and x.shape[1] == 1 and (paged or memory.capacity) and not self.on_read:
             weights, held = self._weights(), memory.pools if isinstance(memory, PagedMemory) else memory.pages
             if not tracked(x, *weights, *held) and suits(x, *weights[:-1]) and not self.head_dim % WIDTH:
                 return self._step(x, state, weights)
@@ -174,8 +176,7 @@ class Anchor(Mixer):
         tries, q = lookup.tries, q.transpose(1, 2)
         read_all = max(self.search.window + self.search.block_size, self.read_all if learns else 0)
         if memory.capacity == x.shape[1] <= read_all and not self.on_read:
-            all_ask = asks == x.shape[1]
-            read = causal_attention(q, k.transpose(1, 2), v.transpose(1, 2), None if all_ask else start, scale=1.0)
+            read = self._read_all(q, k, v, start if asks < x.shape[1] else None)
         else:
             near_from = self._near_from(start, asks)
             assert isinstance(tries, Tries)
@@ -298,6 +299,10 @@ class Anchor(Mixer):
         if codes.device.type == "cpu":
             return retrieve(scores, ranking, keys.flatten(2), codes, *tries, start, self.search)
         return retrieve_exactly(ranking, keys.flatten(2), start, self.search)
+
+    def _read_all(self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None) -> Tensor:
+        """[B, H, T, K] to [B, H, T, V], of all tokens that there are."""
+        return causal_attention(q, k.transpose(1, 2), v.transpose(1, 2), start, scale=1.0)
 
     def _read(self, q: Tensor, memory: Memory, chosen: Tensor, start: Tensor) -> Tensor:
         """[B, H, T, K] to [B, H, T, V]."""
