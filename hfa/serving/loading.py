@@ -17,6 +17,7 @@ from hfa.serving.service import Served, Service
 log = logging.getLogger(__name__)
 
 _NEWEST = ("latest", "best")
+_JOIN_S = 5.0  # what a look that is under way gets to end, before the drain begins
 
 
 class Source(NamedTuple):
@@ -119,15 +120,25 @@ class Watcher:
         self._stopping.set()
         if (old := self._old) is not None:
             old.engine.close()
-        self._thread.join()
+        self._thread.join(_JOIN_S)
+        if self._thread.is_alive():
+            log.warning("A newer artifact is still being loaded after %g s; it is left behind", _JOIN_S)
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._interval_s):
-            for name in self._loader.names():
-                if (fresh := self._loader.newer(name)) is not None:
-                    self._replace(name, fresh)
+            try:
+                for name in self._loader.names():
+                    if (fresh := self._loader.newer(name)) is not None:
+                        self._replace(name, fresh)
+            except HFAError as error:  # what ends a miner that starts is no reason to end one that serves
+                log.warning("A newer artifact is passed over, the old one goes on: %s", error)
+            except Exception:
+                log.exception("Looking for a newer artifact failed; what is loaded goes on")
 
     def _replace(self, name: str, fresh: Served) -> None:
+        if self._stopping.is_set():
+            fresh.engine.close()
+            return
         self._old = self._service.swap(name, fresh)
         log.info("%s: new requests go to the weights from %s", name, fresh.path)
         if self._old is not None:

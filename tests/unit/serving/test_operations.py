@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from hfa import checkpoint
 from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.network.base import Neuron
+from hfa.serving import loading
 from hfa.serving.logs import JSONFormatter
 from hfa.serving.miner import HFAMiner
 from hfa.serving.service import priority
@@ -81,6 +83,54 @@ def test_weights_are_swapped_without_dropping_a_request(start, tiny, tmp_path):
     assert len(answers) == 2, "the answers of two versions, and no mixture"
     record = HTTP.get(running.url + "/statistics").json()["architectures"]["hfa"]
     assert record["requests"] == record["succeeded"] == answers.total()
+
+
+def test_an_artifact_that_no_engine_takes_does_not_end_the_watch(start, tiny, tmp_path, caplog):
+    """Whose blocks are no divisor of what lies between two checkpoints: passed over, and the next one is served."""
+    folder = tmp_path / "outputs" / "hfa" / "checkpoints" / "last"
+
+    def deploy(**sizes: int) -> None:
+        checkpoint.save(folder, model=tiny("hfa", **sizes), tokenizer=ByteTokenizer(), provenance={})
+
+    deploy()
+    running = start(
+        f"checkpoint_root={tmp_path / 'outputs'}", "models=[hfa]", "watch_s=0.05", "engine.checkpoint_every=16"
+    )
+    engine = running.miner.models["hfa"].engine
+    deploy(block_size=64, window=64, chunk_size=64, d_ff=48)
+    until(lambda: "passed over, the old one goes on: engine.checkpoint_every: got 16" in caplog.text)
+    assert running.miner.models["hfa"].engine is engine
+    deploy(d_ff=32)
+    until(lambda: running.miner.models["hfa"].engine is not engine)
+
+
+def test_a_watcher_that_is_loading_does_not_hold_up_the_end(monkeypatch):
+    """And what it has loaded when nobody waits for it any more is closed."""
+    monkeypatch.setattr(loading, "_JOIN_S", 0.05)
+    looking, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Fresh:
+        path = "x"
+        engine = types.SimpleNamespace(close=lambda drain_s=0.0: closed.set())
+
+    class Slow:
+        def names(self):
+            return ["hfa"]
+
+        def newer(self, name):
+            looking.set()
+            go_on.wait(60)
+            return Fresh()
+
+    watcher = loading.Watcher(Slow(), service=None, interval_s=0.001, drain_s=0.0)
+    watcher.start()
+    assert looking.wait(60)
+    stopping = threading.Thread(target=watcher.stop)
+    stopping.start()
+    stopping.join(60)
+    assert not stopping.is_alive()
+    go_on.set()
+    assert closed.wait(60)
 
 
 def test_stake_is_priority_by_decades():
