@@ -24,7 +24,8 @@ _DESCRIPTION = """A miner that serves language models with a long memory.
 Generation is for hotkeys of the subnet: sign the request with `btauth/1` (`bittensor.http_auth`), for the hotkey that
 `/health` shows as its receiver. The other paths are open.
 
-Every error is `{"error": {"code": ..., "message": ...}}` with one sentence that says what to do."""
+Every error is `{"error": {"code": ..., "message": ...}}` with one sentence that says what to do; on OpenAI's paths it
+has that API's `type` and `param` as well."""
 _SECURITY = {
     "type": "apiKey",
     "in": "header",
@@ -140,7 +141,7 @@ def create_app(
         app.include_router(synapse.router(service, gate, network.dendrite, metrics))
     if status_at is not None:
         app.include_router(status.router(service, network, metrics, status_at))
-    refusal.install(app, metrics.refused)
+    refusal.install(app, metrics.refused, openai.shape)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -48,6 +48,7 @@ class Gate:
             body = await self._reader.read(request.stream())
             request.state.body_read = True
             await asyncio.to_thread(wire.verify, request.headers, body, method=request.method, path=_target(request))
+        request.state.proven = True
         self._limiter.take(claimed)
         return Signed(caller, body)
 

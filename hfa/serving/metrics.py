@@ -56,14 +56,19 @@ class Metrics(Collector):
     def _records(self) -> Iterator[Metric]:
         requests = CounterMetricFamily("hfa_requests", "Requests given to a model.", labels=["model", "outcome"])
         tokens = CounterMetricFamily("hfa_tokens", "Tokens read and generated.", labels=["model", "kind"])
+        cached = CounterMetricFamily("hfa_cached_tokens", "Of the prompts, found in checkpoints.", labels=["model"])
+        misses = CounterMetricFamily("hfa_cache_misses", "Why no more was found.", labels=["model", "reason"])
         seconds = SummaryMetricFamily("hfa_request_seconds", "Time of requests that succeeded.", labels=["model"])
         for name, record in self._service.statistics.totals().items():
             for outcome in ("succeeded", "failed", "cancelled", "expired"):
                 requests.add_metric([name, outcome], getattr(record, outcome))
             tokens.add_metric([name, "prompt"], record.prompt_tokens)
             tokens.add_metric([name, "completion"], record.completion_tokens)
+            cached.add_metric([name], record.cached_tokens)
+            for reason, number in sorted(record.misses.items()):
+                misses.add_metric([name, reason], number)
             seconds.add_metric([name], count_value=record.succeeded, sum_value=record.seconds)
-        yield from (requests, tokens, seconds)
+        yield from (requests, tokens, cached, misses, seconds)
 
     def _loads(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("hfa_running_requests", "Requests being computed.", labels=["model"])

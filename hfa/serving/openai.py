@@ -9,6 +9,7 @@ Every request is signed, as everywhere here; the key is not looked at.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import secrets
 import time
@@ -22,30 +23,35 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from hfa.errors import RequestError
-from hfa.inference import Logprobs, Sampling, TokenEvent
+from hfa.inference import Sampling, TokenEvent
 from hfa.network.base import Neuron
 from hfa.serving import refusal
 from hfa.serving.auth import Gate
+from hfa.serving.logprobs import Decode, Likelihood, likelihoods
 from hfa.serving.metrics import Metrics
 from hfa.serving.openai_schemas import ChatBody, CompletionBody, Message
-from hfa.serving.refusal import HUNG_UP
+from hfa.serving.refusal import HUNG_UP, Shape
 from hfa.serving.reply import Reply
-from hfa.serving.schemas import parse_as
+from hfa.serving.schemas import Summary, parse_as
 from hfa.serving.service import Order, Service, draw_seed
 from hfa.serving.stream import hang_up
 
 _AUTO = "auto"  # the model's name that leaves the choice to the miner
 _FINISH = {"stop": "stop", "length": "length", "deadline": "length", "shutdown": "length"}
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # types of errors, by status
+_PATHS = ("/v1/models", "/v1/completions", "/v1/chat/")
 _TURNS = ("\nsystem:", "\nuser:", "\nassistant:")  # where an answer of a chat ends
+
+
+Tell = Callable[[Sequence[TokenEvent]], dict[str, Any]]  # the next tokens of an answer, as their log-probabilities
 
 
 class Task(NamedTuple):
     """A request of either kind, on its way."""
 
     kind: Kind
-    replies: list[Reply]  # one a choice
-    decode: Callable[[Sequence[int]], bytes]
-    model: str
+    replies: list[Reply]  # one a choice, those of a prompt together
+    num_choices: int  # of each prompt
     include_usage: bool
 
 
@@ -56,7 +62,7 @@ class Kind(NamedTuple):
     whole: str  # object of an answer
     piece: str  # object of an event
     content: Callable[[str, bool], dict[str, Any]]  # text, and whether it is a piece of an answer
-    logprobs: Callable[[Sequence[TokenEvent], Callable[[Sequence[int]], bytes]], dict[str, Any]]
+    logprobs: Callable[[Decode], Tell]  # made anew for each answer
 
 
 def router(service: Service, gate: Gate, metrics: Metrics) -> APIRouter:
@@ -72,7 +78,7 @@ def router(service: Service, gate: Gate, metrics: Metrics) -> APIRouter:
     @routes.get("/v1/models/{name}", summary="One model")
     async def model(name: str) -> Response:
         if name not in service.models:
-            return JSONResponse(_problem(404, f"model: got {name[:40]!r}, which is not served here."), 404)
+            raise RequestError(404, f"model: got {name[:40]!r}, which is not served here.")
         return JSONResponse(_card(name, started))
 
     @routes.post(
@@ -100,7 +106,7 @@ def as_text(messages: Sequence[Message]) -> str:
 def _start_completion(service: Service, data: bytes, caller: Neuron) -> tuple[Task, bool]:
     body = parse_as(CompletionBody, data)
     replies = _start(service, body, body.prompts, body.max_tokens, body.logprobs, body.stops, caller)
-    return _task(_COMPLETION, service, body, replies), bool(body.stream)
+    return _task(_COMPLETION, body, replies), bool(body.stream)
 
 
 def _start_chat(service: Service, data: bytes, caller: Neuron) -> tuple[Task, bool]:
@@ -108,7 +114,7 @@ def _start_chat(service: Service, data: bytes, caller: Neuron) -> tuple[Task, bo
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
     replies = _start(service, body, [as_text(body.messages)], most, logprobs, [*body.stops, *_TURNS], caller)
-    return _task(_CHAT, service, body, replies), bool(body.stream)
+    return _task(_CHAT, body, replies), bool(body.stream)
 
 
 def _start(
@@ -148,10 +154,9 @@ def _start(
     return replies
 
 
-def _task(kind: Kind, service: Service, body: CompletionBody | ChatBody, replies: list[Reply]) -> Task:
-    name = replies[0].model
+def _task(kind: Kind, body: CompletionBody | ChatBody, replies: list[Reply]) -> Task:
     usage = body.stream_options is not None and body.stream_options.include_usage
-    return Task(kind, replies, service.models[name].tokenizer.decode_bytes, name, usage)
+    return Task(kind, replies, body.n or 1, usage)
 
 
 async def _answer(request: Request, metrics: Metrics, start: Callable[[], tuple[Task, bool]]) -> Response:
@@ -164,8 +169,9 @@ async def _answer(request: Request, metrics: Metrics, start: Callable[[], tuple[
         return Response(status_code=HUNG_UP) if content is None else JSONResponse(content)
     except RequestError as error:
         status = 400 if error.status in (413, 422) else error.status  # as OpenAI has it
+        name = "context_length_exceeded" if error.status == 413 else refusal.code(error.status)
         metrics.refused(refusal.code(error.status))
-        return JSONResponse(_problem(error.status, str(error)), status, refusal.retry_after(error))
+        return refusal.respond(request, status, str(error), refusal.retry_after(error), _problem, name)
 
 
 async def _whole(task: Task, request: Request) -> dict[str, Any] | None:
@@ -192,7 +198,7 @@ async def _whole(task: Task, request: Request) -> dict[str, Any] | None:
             reply.close()
     choices = []
     for index, (reply, text) in enumerate(zip(task.replies, texts, strict=True)):
-        told = task.kind.logprobs(reply.tokens, task.decode) if _has_logprobs(reply) else None
+        told = task.kind.logprobs(reply.decode)(reply.tokens) if reply.has_logprobs else None
         choices.append(
             {
                 "index": index,
@@ -225,6 +231,7 @@ async def _events(task: Task, count: Callable[[str], None]) -> AsyncGenerator[st
     queue: asyncio.Queue[tuple[int, str | None, Exception | None]] = asyncio.Queue()
     readers = [asyncio.create_task(_read(index, reply, queue)) for index, reply in enumerate(task.replies)]
     told = [0] * len(readers)
+    tell = [task.kind.logprobs(reply.decode) for reply in task.replies]
     left = len(readers)
     try:
         for index in range(left if task.kind is _CHAT else 0):  # who speaks is said once
@@ -239,7 +246,7 @@ async def _events(task: Task, count: Callable[[str], None]) -> AsyncGenerator[st
             if piece is None:
                 left -= 1
                 finish = _finish_reason(reply)
-            logprobs = task.kind.logprobs(fresh, task.decode) if _has_logprobs(reply) else None
+            logprobs = tell[index](fresh) if reply.has_logprobs else None
             content = task.kind.content(piece or "", True)
             choice = {"index": index, "finish_reason": finish, "logprobs": logprobs, **content}
             yield _line({**head, "choices": [choice]})
@@ -261,7 +268,7 @@ async def _read(index: int, reply: Reply, queue: asyncio.Queue[tuple[int, str | 
             async for piece in pieces:
                 queue.put_nowait((index, piece, None))
         queue.put_nowait((index, None, None))
-    except RequestError as error:
+    except Exception as error:  # for who reads the queue, which would wait for ever
         queue.put_nowait((index, None, error))
 
 
@@ -271,62 +278,65 @@ def _line(content: dict[str, Any]) -> str:
 
 def _head(task: Task, kind: str) -> dict[str, Any]:
     name = f"{task.kind.prefix}-{secrets.token_hex(12)}"
-    return {"id": name, "object": kind, "created": int(time.time()), "model": task.model}
+    return {"id": name, "object": kind, "created": int(time.time()), "model": task.replies[0].model}
 
 
 def _usage(task: Task) -> dict[str, Any]:
-    summaries = [reply.summary for reply in task.replies if reply.summary is not None]
-    prompt = sum(summary.usage.prompt_tokens for summary in summaries)
-    completion = sum(summary.usage.completion_tokens for summary in summaries)
-    cached = sum(reply.cached_tokens for reply in task.replies)
+    """A prompt counts once, however many choices it has."""
+    read = [_summary(reply).usage for reply in task.replies[:: task.num_choices]]
+    prompt = sum(usage.prompt_tokens for usage in read)
+    completion = sum(_summary(reply).usage.completion_tokens for reply in task.replies)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in read)},
     }
 
 
 def _finish_reason(reply: Reply) -> str:
-    assert reply.summary is not None
-    return _FINISH[reply.summary.finish_reason]
+    return _FINISH[_summary(reply).finish_reason]
 
 
-def _has_logprobs(reply: Reply) -> bool:
-    return any(event.logprobs is not None for event in reply.tokens)
+def _summary(reply: Reply) -> Summary:
+    assert reply.summary is not None  # its pieces have all come
+    return reply.summary
 
 
-def _of(event: TokenEvent) -> Logprobs:
-    assert event.logprobs is not None
-    return event.logprobs
+def _completion_logprobs(decode: Decode) -> Tell:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    at = 0  # characters of the answer so far
+
+    def tell(events: Sequence[TokenEvent]) -> dict[str, Any]:
+        nonlocal at
+        offsets = []
+        for event in events:
+            data = decode([event.token])
+            first = decoder.decode(data[:1])  # a byte that goes on with a character is where that begins
+            offsets.append(at + len(first) - (1 if data and not decoder.getstate()[0] else 0))
+            at += len(first) + len(decoder.decode(data[1:]))
+        told = likelihoods(events, decode)
+        return {
+            "tokens": [_text(one) for one in told],
+            "token_logprobs": [one.logprob for one in told],
+            "top_logprobs": [{_text(other): other.logprob for other in one.top_logprobs} for one in told],
+            "text_offset": offsets,
+        }
+
+    return tell
 
 
-def _completion_logprobs(events: Sequence[TokenEvent], decode: Callable[[Sequence[int]], bytes]) -> dict[str, Any]:
-    def text(token: int) -> str:
-        return decode([token]).decode("utf-8", "replace")
-
-    offsets, at = [], 0
-    for event in events:
-        offsets.append(at)
-        at += len(text(event.token))
-    return {
-        "tokens": [text(event.token) for event in events],
-        "token_logprobs": [_of(event).logprob for event in events],
-        "top_logprobs": [{text(token): value for token, value in _of(event).top} for event in events],
-        "text_offset": offsets,
-    }
+def _text(one: Likelihood) -> str:
+    """A token's text; of one that ends within a character its bytes, as OpenAI has it, so that no two are alike."""
+    data = bytes(one.bytes)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def _chat_logprobs(events: Sequence[TokenEvent], decode: Callable[[Sequence[int]], bytes]) -> dict[str, Any]:
-    def entry(token: int, value: float) -> dict[str, Any]:
-        data = decode([token])
-        return {"token": data.decode("utf-8", "replace"), "logprob": value, "bytes": list(data)}
-
-    content = [
-        {**entry(event.token, _of(event).logprob), "top_logprobs": [entry(*pair) for pair in _of(event).top]}
-        for event in events
-    ]
-    return {"content": content}
+def _chat_logprobs(decode: Decode) -> Tell:
+    return lambda events: {"content": [one.model_dump() for one in likelihoods(events, decode)]}
 
 
 _COMPLETION = Kind(
@@ -349,12 +359,16 @@ def _card(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "hfa"}
 
 
-def _problem(status: int, message: str) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-    code = "context_length_exceeded" if status == 413 else refusal.code(status)
-    parameter = message.split(":")[0] if status == 422 and message.split(":")[0].isidentifier() else None
-    error = refusal.problem(status, message)["error"]
-    return {"error": {"message": error["message"], "type": kind, "param": parameter, "code": code}}
+def shape(path: str) -> Shape:
+    """What an error on `path` looks like."""
+    return _problem if path.startswith(_PATHS) else refusal.problem
+
+
+def _problem(status: int, message: str, name: str | None = None) -> dict[str, Any]:
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    field, named, _ = message.partition(": ")
+    parameter = field if named and field.isidentifier() and status < 500 else None
+    return {"error": {"message": message, "type": kind, "param": parameter, "code": name or refusal.code(status)}}
 
 
 def _schema(body: type[BaseModel]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -36,18 +37,28 @@ _CODES = {
     504: "deadline",
 }
 HUNG_UP = 499  # for the server's own books: the caller is gone
-_MAX_MESSAGE = 200  # characters: a refusal is smaller than what it refuses
-_MAX_TO_STRANGERS = 140  # so that, headers included, a stranger gets less than 300 bytes
-_TO_STRANGERS = (401, 403, 404, 405, 408, 413, 429, 503)
+_MOST_BYTES = 299  # of an error; to who is not proven, status line and headers included: nothing is amplified
 _LINGER_S = 2.0
 _LINGER_BYTES = 32 * 2**20
 
 
-def problem(status: int, message: str) -> dict[str, dict[str, str]]:
-    """The body of an error."""
-    longest = _MAX_TO_STRANGERS if status in _TO_STRANGERS else _MAX_MESSAGE
-    short = message if len(message) <= longest else message[: longest - 3] + "..."
-    return {"error": {"code": code(status), "message": short}}
+class Shape(Protocol):
+    """What an error looks like on some paths."""
+
+    def __call__(self, status: int, message: str, name: str | None = None) -> dict[str, Any]:
+        """The body of an error.
+
+        Args:
+            status: of the answer.
+            message: the sentence.
+            name: for programs; left out, what the status is called.
+        """
+        ...
+
+
+def problem(status: int, message: str, name: str | None = None) -> dict[str, Any]:
+    """The shape of this project's own paths."""
+    return {"error": {"code": name or code(status), "message": message}}
 
 
 def code(status: int) -> str:
@@ -91,29 +102,50 @@ async def _read_away(receive: Receive) -> None:
                     return
 
 
-def respond(request: Request, status: int, content: Any, headers: dict[str, str]) -> Response:
-    """An error, whether or not the body it is about was read."""
-    if getattr(request.state, "body_read", False) or request.method in ("GET", "HEAD"):
-        return JSONResponse(content, status, headers)
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    return UnreadRefusal(body, status, {**headers, "connection": "close"}, media_type="application/json")
+def respond(
+    request: Request,
+    status: int,
+    message: str,
+    headers: Mapping[str, str],
+    shape: Shape = problem,
+    name: str | None = None,
+) -> Response:
+    """An error, whether or not the body it is about was read, with as much of its sentence as there is room for."""
+    read = getattr(request.state, "body_read", False) or request.method in ("GET", "HEAD")
+    headers = dict(headers) if read else {**headers, "connection": "close"}
+    room = _MOST_BYTES if getattr(request.state, "proven", False) else _MOST_BYTES - _head_bytes(status, headers)
+    body = _encoded(shape(status, message, name))
+    kept = message[:room]  # whose bytes are at least as many
+    while len(body) > room and kept:
+        kept = kept[:-1]
+        body = _encoded(shape(status, f"{kept}...", name))
+    return (Response if read else UnreadRefusal)(body, status, headers, media_type="application/json")
 
 
-def install(app: FastAPI, count: Callable[[str], None]) -> None:
-    """Answer every error of `app` in one shape, telling `count` its code."""
+def _encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _head_bytes(status: int, headers: Mapping[str, str]) -> int:
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "content-type: application/json", "content-length: 999"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return sum(len(line) + len("\r\n") for line in [*lines, ""])
+
+
+def install(app: FastAPI, count: Callable[[str], None], shape: Callable[[str], Shape] = lambda path: problem) -> None:
+    """Answer every error of `app` in the shape of its path, telling `count` its code."""
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
-        headers = retry_after(error)
         count(code(error.status))
         log.debug("Refused with %d: %s", error.status, error)
-        return respond(request, error.status, problem(error.status, str(error)), headers)
+        return respond(request, error.status, str(error), retry_after(error), shape(request.url.path))
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         count(code(error.status_code))
-        message = f"{request.method} {request.url.path[:80]}: {error.detail}."
-        return respond(request, error.status_code, problem(error.status_code, message), dict(error.headers or {}))
+        message = f"{request.method[:16]} {request.url.path[:80]}: {error.detail}."
+        return respond(request, error.status_code, message, error.headers or {}, shape(request.url.path))
 
     async def left(request: Request, error: Exception) -> Response:
         count("left")
@@ -121,7 +153,8 @@ def install(app: FastAPI, count: Callable[[str], None]) -> None:
 
     async def bug(request: Request, error: Exception) -> Response:
         count("internal")
-        content = {"error": {"code": "internal", "message": "The miner failed on this request; its log says why."}}
+        sentence = "The miner failed on this request; its log says why."
+        content = shape(request.url.path)(500, sentence, "internal")
         return JSONResponse(content, 500, {"connection": "close"})  # which is what the server does after a bug
 
     handlers: dict[int | type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from hfa.errors import RequestError
 from hfa.inference import FinishEvent, FinishReason, Generation, GenerationRequest, Timing, TokenEvent
 from hfa.network.base import Neuron
+from hfa.serving.logprobs import Decode, likelihoods
 from hfa.serving.schemas import Summary, Timings, Usage
 from hfa.serving.selection import Choice
 from hfa.serving.statistics import Statistics
@@ -30,6 +31,7 @@ class Reply:
         request: what its engine was asked.
         generation: the engine's events.
         text: makes text of them.
+        decode: token ids to bytes, for those who want to know about tokens.
         statistics: the track record.
         caller: who asked, for the log.
     """
@@ -40,16 +42,17 @@ class Reply:
         request: GenerationRequest,
         generation: Generation,
         text: TextAssembler,
+        decode: Decode,
         statistics: Statistics,
         caller: Neuron,
     ) -> None:
         self.summary: Summary | None = None
         self.tokens: list[TokenEvent] = []  # that are part of the answer, so far
-        self.cached_tokens = 0  # of the prompt, known at the end
         self._choice = choice
         self._request = request
         self._generation = generation
         self._text = text
+        self.decode = decode
         self._statistics = statistics
         self._caller = caller
         self._count = 0  # tokens that are part of the answer
@@ -59,6 +62,11 @@ class Reply:
     def model(self) -> str:
         """The architecture that answers."""
         return self._choice.name
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether they were asked for."""
+        return self._request.logprobs is not None
 
     def close(self) -> None:
         """Give up what has not come yet; nothing happens when all has."""
@@ -93,7 +101,6 @@ class Reply:
             self._keep(end)
         assert end is not None  # every generation ends with one
         self._raise_if_empty_handed(end)
-        self.cached_tokens = end.cached_tokens
         self.summary = self._summarize(end)
 
     def _reason(self, end: FinishEvent) -> FinishReason:
@@ -112,7 +119,14 @@ class Reply:
         fields |= {"prompt_tokens": read, "completion_tokens": count}
         log.info("%s for %s: %s, %d tokens in, %d out, %s", name, who, reason, read, count, took, extra=fields)
         self._statistics.end(
-            name, reason, prompt_tokens=read, completion_tokens=count, timing=end.timing, error=end.error
+            name,
+            reason,
+            prompt_tokens=read,
+            completion_tokens=count,
+            timing=end.timing,
+            cached_tokens=end.cached_tokens,
+            miss=end.miss,
+            error=end.error,
         )
 
     def _raise_if_empty_handed(self, end: FinishEvent) -> None:
@@ -132,7 +146,9 @@ class Reply:
             model=self._choice.name,
             reason=self._choice.reason,
             finish_reason=self._reason(end),
-            usage=Usage(prompt_tokens=prompt, completion_tokens=count),
+            usage=Usage(prompt_tokens=prompt, completion_tokens=count, cached_tokens=end.cached_tokens),
+            cache_miss=end.miss,
+            logprobs=likelihoods(self.tokens, self.decode) if self.has_logprobs else None,
             context_length=prompt + count,
             seed=self._request.sampling.seed,
             timings=Timings(

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hfa.errors import RequestError
 from hfa.inference import MAX_SEED, FinishReason
+from hfa.inference.request import MAX_LOGPROBS
+from hfa.serving.logprobs import TokenLogprob
 
 B = TypeVar("B", bound=BaseModel)
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
@@ -32,11 +34,17 @@ class GenerateBody(BaseModel):
     top_k: int = Field(0, ge=0, le=2**31 - 1, description="Sample among the k likeliest tokens; 0 for all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample among the likeliest tokens that hold this mass.")
     min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens below this fraction of the likeliest one.")
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=100, description="Above 1, tokens that were there before become less likely."
+    )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Same seed, same text. Left out, one is drawn and told in the answer."
     )
     stop: list[StopText] = Field(
         default_factory=list, max_length=16, description="The answer ends before the first of these texts."
+    )
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Tell how likely each token was, and this many of the likeliest."
     )
     model: str | None = Field(
         None,
@@ -58,6 +66,7 @@ class Usage(BaseModel):
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = Field(description="That a checkpoint or the session had, and were not read.")
 
 
 class Timings(BaseModel):
@@ -81,9 +90,14 @@ class Summary(BaseModel):
         "deadline: time was up. shutdown: the miner was stopped."
     )
     usage: Usage
+    cache_miss: str = Field(
+        description="Why no more of the prompt was found: short, new, evicted, other model, other tokenizer, no room "
+        "or off; empty when nothing was missed."
+    )
     context_length: int = Field(description="Tokens the model held at the end, prompt and answer together.")
     seed: int = Field(description="Send it again for the same text.")
     timings: Timings
+    logprobs: list[TokenLogprob] | None = Field(description="Of each token of the answer, where they were asked for.")
 
 
 class Answer(Summary):
@@ -142,7 +156,7 @@ class Health(BaseModel):
 
 class LastError(BaseModel):
     at: str = Field(description="UTC, ISO 8601.")
-    error: str
+    error: str = Field(description="Its type; what it said is in the log and on the status page.")
 
 
 class ModelStatistics(BaseModel):
@@ -160,6 +174,8 @@ class ModelStatistics(BaseModel):
     p99_s: float | None
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = Field(description="Of the prompts, found in checkpoints or sessions.")
+    cache_misses: dict[str, int] = Field(description="Why no more was found, and how often.")
     prefill_tokens_per_s: float | None
     tokens_per_s: float | None = Field(description="Generated per second of decoding.")
     last_error: LastError | None

@@ -139,16 +139,16 @@ class Service:
             RequestError: 404, 409, 413, 422 or 503, when no model can take it.
         """
         order = Order(
-            self.max_tokens(body.max_tokens), _sampling(body), body.stop, body.model, body.deadline_s, session=session
+            max_tokens=self.max_tokens(body.max_tokens),
+            sampling=_sampling(body),
+            stop=body.stop,
+            wish=body.model,
+            deadline_s=body.deadline_s,
+            logprobs=body.logprobs,
+            session=session,
         )
-        while True:
-            loaded = self._loaded
-            try:
-                prompts = await asyncio.to_thread(_encode, loaded, body.prompt)
-                return self._start(loaded, prompts, order, caller)
-            except RequestError as error:
-                if error.status != 503 or loaded is self._loaded:
-                    raise  # else the model was swapped in between, and its successor has not been asked
+        # on a thread: an engine that is busy with a long session would keep the event loop waiting for its lock
+        return await asyncio.to_thread(self.start, body.prompt, order, caller)
 
     def start(self, prompt: str | Sequence[int], order: Order, caller: Neuron) -> Reply:
         """What `answer` does, without an event loop; a prompt in tokens is for the model wished or the default."""
@@ -162,7 +162,7 @@ class Service:
                 )
             except RequestError as error:
                 if error.status != 503 or loaded is self._loaded:
-                    raise
+                    raise  # else the model was swapped in between, and its successor has not been asked
 
     def _start(self, loaded: _Loaded, prompts: Mapping[str, tuple[int, ...]], order: Order, caller: Neuron) -> Reply:
         wish, session = order.wish, None
@@ -190,7 +190,7 @@ class Service:
         generation = model.engine.submit(request, session)
         self.statistics.begin(choice.name)
         text = TextAssembler(StreamDecoder(model.tokenizer), order.stop)
-        return Reply(choice, request, generation, text, self.statistics, caller)
+        return Reply(choice, request, generation, text, model.tokenizer.decode_bytes, self.statistics, caller)
 
     def max_tokens(self, asked: int | None) -> int:
         """What a request generates at most. Raises RequestError 422 for more than this miner does."""
@@ -241,4 +241,5 @@ def _sampling(body: GenerateBody) -> Sampling:
         top_k=body.top_k,
         top_p=body.top_p,
         min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
     )

@@ -51,8 +51,10 @@ class Record:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     last_used: float = 0.0  # unix time
+    cached_tokens: int = 0  # of the prompts, found in checkpoints
+    misses: dict[str, int] = field(default_factory=dict)  # why no more was found: how often
     error_at: float = 0.0  # unix time
-    error: str = ""
+    error: str = ""  # "RuntimeError: ..."; the text may name files, so only its type is public
     recent: list[float | None] = field(default_factory=list)  # seconds of the latest requests; None for a failed one
 
 
@@ -92,6 +94,8 @@ class Statistics:
         prompt_tokens: int,
         completion_tokens: int,
         timing: Timing,
+        cached_tokens: int = 0,
+        miss: str = "",
         error: str = "",
     ) -> None:
         """A request to `name` has ended."""
@@ -102,6 +106,9 @@ class Statistics:
             setattr(record, outcome, getattr(record, outcome) + 1)
             record.prompt_tokens += prompt_tokens
             record.completion_tokens += completion_tokens
+            record.cached_tokens += cached_tokens
+            if miss:
+                record.misses[miss] = record.misses.get(miss, 0) + 1
             record.prefill_s += timing.prefill_s
             record.decode_s += timing.decode_s
             if outcome == "succeeded":
@@ -125,7 +132,7 @@ class Statistics:
         return Track(len(recent), len(times) / len(recent), percentile(times, 0.95) or 0.0, idle_s)
 
     def report(self) -> dict[str, ModelStatistics]:
-        """All records as the API shows them."""
+        """All records as anybody may see them."""
         with self._lock:
             return {name: _report(record) for name, record in sorted(self._records.items())}
 
@@ -182,12 +189,17 @@ def _report(record: Record) -> ModelStatistics:
         p99_s=percentile(times, 0.99),
         prompt_tokens=record.prompt_tokens,
         completion_tokens=record.completion_tokens,
+        cached_tokens=record.cached_tokens,
+        cache_misses=record.misses,
         prefill_tokens_per_s=record.prompt_tokens / record.prefill_s if record.prefill_s else None,
         tokens_per_s=record.completion_tokens / record.decode_s if record.decode_s else None,
-        last_error=LastError(at=datetime.fromtimestamp(record.error_at, UTC).isoformat(), error=record.error)
-        if record.error
-        else None,
+        last_error=LastError(at=when(record.error_at), error=record.error.partition(":")[0]) if record.error else None,
     )
+
+
+def when(unix_s: float) -> str:
+    """A moment as people and programs read it: UTC, ISO 8601."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat()
 
 
 def _read(path: Path) -> dict[str, Record]:

@@ -15,6 +15,7 @@ from hfa.network.base import Network
 from hfa.serving.metrics import Metrics
 from hfa.serving.schemas import ModelStatistics
 from hfa.serving.service import Served, Service
+from hfa.serving.statistics import Record, when
 
 _NEURONS = 64  # shown at most, those with the greatest stake
 _REFRESH_S = 5
@@ -64,7 +65,7 @@ def page(service: Service, network: Network, refusals: Mapping[str, int], uptime
         f"<div class=dim><code>{escape(network.hotkey)}</code></div>",
         _section("Models", _models(service.models, service.default)),
         _section("Answers", _answers(statistics)),
-        _section("Last errors", _errors(statistics)),
+        _section("Last errors", _errors(service.statistics.totals())),
         _section("Refused", _table(("code", "#requests"), sorted(refusals.items())) if refusals else ""),
         _section("Metagraph", _metagraph(network)),
     ]
@@ -109,8 +110,8 @@ def _answers(statistics: Mapping[str, ModelStatistics]) -> str:
     return _table(titles, rows) if rows else ""
 
 
-def _errors(statistics: Mapping[str, ModelStatistics]) -> str:
-    rows = [(name, one.last_error.at, one.last_error.error) for name, one in statistics.items() if one.last_error]
+def _errors(records: Mapping[str, Record]) -> str:
+    rows = [(name, when(record.error_at), record.error) for name, record in records.items() if record.error]
     return _table(("model", "at", "error"), rows) if rows else ""
 
 

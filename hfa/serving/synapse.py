@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 
 from hfa.errors import RequestError
 from hfa.network.base import Neuron, Wire
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
-from hfa.serving.refusal import HUNG_UP, code, problem, respond, retry_after
+from hfa.serving.refusal import HUNG_UP, code, respond, retry_after
 from hfa.serving.schemas import Answer, GenerateBody
 from hfa.serving.service import Service
 from hfa.serving.stream import EventStream, whole
@@ -90,9 +90,8 @@ def router(service: Service, gate: Gate, wire: Wire, metrics: Metrics) -> APIRou
             return await _answer(request, signed.caller, await asyncio.to_thread(Synapse.read, signed.body), streamed)
         except RequestError as error:
             metrics.refused(code(error.status))
-            message = problem(error.status, str(error))["error"]["message"]
             headers = {_STATUS: str(error.status)}  # the sentence may hold what a header cannot
-            return respond(request, error.status, {"message": message}, headers | retry_after(error))
+            return respond(request, error.status, str(error), headers | retry_after(error), _problem)
 
     async def _answer(request: Request, caller: Neuron, synapse: Synapse, streamed: bool) -> Response:
         began = time.monotonic()
@@ -107,7 +106,9 @@ def router(service: Service, gate: Gate, wire: Wire, metrics: Metrics) -> APIRou
             return Response(status_code=HUNG_UP)
         headers[_TIME] = f"{time.monotonic() - began:.6f}"
         state_bytes = service.models[given.model].engine.state_bytes(given.context_length)
-        return JSONResponse(synapse.answered(given, state_bytes), headers=headers)
+        # what came may hold NaN, which JSON has not; a null says the same
+        content = to_json(synapse.answered(given, state_bytes), inf_nan_mode="null")
+        return Response(content, headers=headers, media_type="application/json")
 
     body = {"required": True, "content": {"application/json": {"schema": Synapse.model_json_schema()}}}
     extra = {"requestBody": body, "security": [{"dendrite": []}]}
@@ -128,3 +129,7 @@ def router(service: Service, gate: Gate, wire: Wire, metrics: Metrics) -> APIRou
 
 def _is_grade(name: str) -> bool:
     return name.endswith("_score") or name in _GRADES
+
+
+def _problem(status: int, message: str, name: str | None = None) -> dict[str, Any]:
+    return {"message": message}

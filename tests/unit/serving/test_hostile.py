@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import pickle
-import random
 import re
 import shutil
 import socket
@@ -317,28 +316,93 @@ def test_a_head_without_end_is_refused(shared):
     assert answer == b"" or status(answer) in (400, 431)
 
 
-def test_a_refusal_is_smaller_than_300_bytes_all_told(shared):
-    """To whoever has proven nothing; the status line and the headers count."""
-    stranger = shared.subnet.signer(f"stranger{random.getrandbits(40)}", register=False)
-    seen = set()
-    heads = [
-        b"POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}",
-        b"POST /InfiniteContextSynapse HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}",
-        b"POST /" + b"a" * 5000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"DELETE /v1/generate HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"\r\n\r\nnonsense\r\n\r\n",
-        head(shared).replace(b"x-bittensor", b"y-bittensor").replace(b"X-Bittensor", b"Y-Bittensor"),
-        head(shared, length="content-length: 999999999\r\n"),
-        head(shared) + BODY.replace(b"hello", b"hullo"),
-    ]
-    lines = "".join(f"{name}: {value}\r\n" for name, value in signed(shared, BODY, stranger).items())
-    heads.append(f"POST /v1/generate HTTP/1.1\r\nhost: x\r\n{lines}content-length: {len(BODY)}\r\n\r\n".encode() + BODY)
-    for sent in heads:
-        answer = exchange(shared, sent)
-        assert answer, sent
-        seen.add(status(answer))
+ROOMS = ("/v1/generate", "/v1/completions", "/InfiniteContextSynapse")
+
+
+def dendrite(running, signer=None, **changes: str) -> dict[str, str]:
+    """The headers of a Dendrite, signed."""
+    signer = signer or running.validator
+    nonce, body_hash = time.time_ns(), hashlib.sha3_256(b"").hexdigest()
+    text = f"{nonce}.{signer.hotkey}.{running.hotkey}.u.{body_hash}"
+    return {
+        "name": "InfiniteContextSynapse",
+        "timeout": "12.0",
+        "computed_body_hash": body_hash,
+        "bt_header_axon_hotkey": running.hotkey,
+        "bt_header_dendrite_hotkey": signer.hotkey,
+        "bt_header_dendrite_nonce": str(nonce),
+        "bt_header_dendrite_uuid": "u",
+        "bt_header_dendrite_signature": f"0x{signer.keypair.sign(text.encode()).hex()}",
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("path", ROOMS)
+def test_a_refusal_is_smaller_than_300_bytes_all_told(start, path):
+    """To whoever has proven nothing, whatever it is about; the status line and the headers count."""
+    running = start(
+        "server.rate_burst=1", "server.rate_per_s=0.00001", "server.max_uploads_per_address=1",
+        "server.body_timeout_s=0.3"
+    )  # fmt: skip
+    stranger = running.subnet.signer("stranger", register=False)
+    other = running.subnet.signer("other")
+
+    def asking(signer=None, length: str = f"content-length: {len(BODY)}\r\n", **changes: str) -> bytes:
+        headers = dendrite(running, signer) if "Synapse" in path else signed(running, BODY, signer, path=path)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers | changes).items())
+        return f"POST {path} HTTP/1.1\r\nhost: x\r\n{lines}{length}\r\n".encode("latin-1")
+
+    hotkey = "bt_header_dendrite_hotkey" if "Synapse" in path else "X-Bittensor-Hotkey"
+    kinds = {
+        401: [
+            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{{}}".encode(),
+            asking(**{"X-Bittensor-Signature": "0x00", "bt_header_dendrite_signature": "0x00"}) + BODY,
+        ],
+        403: [asking(stranger) + BODY],
+        404: [
+            b"POST /" + b"a" * 5000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+            b"POST /" + b"%E2%98%83" * 500 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+            b"GET /" + b"%22%5C%00%01" * 90 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        ],
+        405: [
+            f"PATCH {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode(),
+            b"X" * 900 + f" {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode(),
+        ],
+        408: [asking()],
+        413: [asking(length="content-length: 99999999999\r\n")],
+        400: [b"\r\n\r\nnonsense\r\n\r\n", asking(length="content-length: 3\r\ntransfer-encoding: chunked\r\n")],
+    }
+    for expected, heads in kinds.items():
+        for sent in heads:
+            answer = exchange(running, sent)
+            assert (status(answer), len(answer) < 300) == (expected, True), answer
+    for made_up in ("5" * 48, "\xff" * 128, "\\" * 128):
+        answer = exchange(running, asking(**{hotkey: made_up}) + BODY)
+        assert status(answer) in (401, 403)
         assert len(answer) < 300, answer
-    assert seen == {400, 401, 403, 404, 405, 413}
+    with socket.create_connection(address(running), timeout=30) as upload:
+        upload.sendall(asking(other) + b"{")
+        time.sleep(0.1)
+        full = exchange(running, asking() + BODY)
+    assert (status(full), len(full) < 300) == (503, True), full
+    time.sleep(0.4)
+    exchange(running, asking() + BODY)  # whatever becomes of it, it was proven, and counted
+    often = exchange(running, asking() + BODY)
+    assert (status(often), len(often) < 300) == (429, True), often
+
+
+def test_numbers_that_json_has_not_come_back_as_null(shared):
+    """A field that nobody asks for, in a signed synapse of a v10 Dendrite, whose JSON is Python's."""
+    body = b'{"context": "a", "prompt": "b", "max_tokens": 2, "temperature_hint": NaN, "per": {"x": [Infinity, 1]}}'
+    answer = HTTP.post(f"{shared.url}/InfiniteContextSynapse", content=body, headers=dendrite(shared))
+    assert answer.status_code == 200, answer.text
+    content = json.loads(answer.content, parse_constant=pytest.fail)
+    assert (content["temperature_hint"], content["per"]) == (None, {"x": [None, 1]})
+    assert content["context_length"] == 4
+    wrong = HTTP.post(
+        f"{shared.url}/InfiniteContextSynapse", content=body.replace(b"2,", b"NaN,"), headers=dendrite(shared)
+    )
+    assert wrong.status_code == 400
 
 
 def test_clocks_that_jump_let_nothing_in_twice(start, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -70,7 +71,9 @@ def test_an_answer_says_everything(start, runs):
     text = bytes(greedy(checkpoint.load(runs / "hfa" / "checkpoints" / "last").model, "hello", 5))
     assert content["text"] == text.decode(errors="replace")
     assert (content["model"], content["reason"], content["finish_reason"]) == ("hfa", "the default", "length")
-    assert content["usage"] == {"prompt_tokens": 5, "completion_tokens": 5}
+    assert content["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "cached_tokens": 0}
+    assert content["cache_miss"] == "short"
+    assert content["logprobs"] is None
     assert content["context_length"] == 10
     timings = content["timings"]
     parts = timings["queue_s"] + timings["prefill_s"] + timings["decode_s"]
@@ -78,6 +81,35 @@ def test_an_answer_says_everything(start, runs):
     assert timings["tokens_per_s"] == pytest.approx(4 / timings["decode_s"])
     assert timings["prefill_tokens_per_s"] == pytest.approx(5 / timings["prefill_s"])
     assert not [key for key in content if "score" in key or "accuracy" in key]
+
+
+def test_what_a_checkpoint_had_is_told_with_the_reason_why_no_more(start):
+    running = start("engine.checkpoint_every=64", "models=[hfa]")
+    prompt = "tell me more " * 20
+    told = [signed(running, ask(prompt=text)).json() for text in (prompt, prompt, prompt[:100] + "something else " * 5)]
+    assert [one["usage"]["cached_tokens"] for one in told] == [0, 256, 64]
+    assert [one["cache_miss"] for one in told] == ["new", "", "new"]
+    record = HTTP.get(running.url + "/statistics").json()["architectures"]["hfa"]
+    assert (record["cached_tokens"], record["cache_misses"]) == (320, {"new": 2})
+    lines = HTTP.get(running.url + "/metrics").text.splitlines()
+    assert 'hfa_cached_tokens_total{model="hfa"} 320.0' in lines
+    assert 'hfa_cache_misses_total{model="hfa",reason="new"} 2.0' in lines
+
+
+def test_logprobs_and_a_repetition_penalty(start):
+    running = start("models=[hfa]")
+    told = signed(running, ask(logprobs=2)).json()
+    assert b"".join(bytes(one["bytes"]) for one in told["logprobs"]).decode(errors="replace") == told["text"]
+    assert [one["top_logprobs"][0] for one in told["logprobs"]] == [
+        {key: one[key] for key in ("token", "bytes", "logprob")} for one in told["logprobs"]
+    ], "greedy takes the likeliest"
+    with running.client() as client:
+        last = list(client.stream("hello", max_tokens=4, logprobs=0))
+        plain, penalized = (
+            client.generate("hello", max_tokens=40, repetition_penalty=penalty).text for penalty in (1.0, 50.0)
+        )
+    assert last
+    assert len(set(penalized)) > len(set(plain))
 
 
 def test_a_wish_is_granted_and_an_unknown_one_is_404(start):
@@ -329,7 +361,8 @@ def test_hanging_up_ends_the_work(start):
     assert record()["success_rate"] is None
 
 
-def test_a_failing_model_is_avoided_and_probed_and_does_not_leak(start, monkeypatch):
+def test_a_failing_model_is_avoided_and_probed_and_does_not_leak(start, monkeypatch, caplog):
+    caplog.set_level("INFO")
     running = start("selection.probe_after_s=3600", "selection.min_requests=2")
     engine = running.miner.models["hfa"].engine
     broken = [True]
@@ -353,7 +386,11 @@ def test_a_failing_model_is_avoided_and_probed_and_does_not_leak(start, monkeypa
         assert client.generate("hello", max_tokens=2, model="hfa").text
         record = client.statistics()["architectures"]["hfa"]
     assert (record["requests"], record["failed"], record["succeeded"]) == (3, 2, 1)
-    assert "RuntimeError" in record["last_error"]["error"]
+    assert record["last_error"]["error"] == "RuntimeError"
+    for path in ("/statistics", "/metrics", "/health"):
+        assert "secret" not in HTTP.get(running.url + path).text
+    page = re.search(r"Status page at (http://\S+)", caplog.text)[1]
+    assert "weights at /secret/place are gone" in HTTP.get(page).text, "the operator sees all of it"
 
 
 def test_a_bug_is_500_without_a_word_about_it(start, monkeypatch):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
 import openai
 import pytest
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 
 from hfa.network.client import BittensorAuth
 from hfa.serving.openai import as_text
 from hfa.serving.openai_schemas import Message
+from hfa.serving.reply import Reply
 
 
-def connect(running, **more) -> OpenAI:
-    http = httpx.Client(auth=BittensorAuth(running.validator, running.hotkey), trust_env=False)
-    return OpenAI(base_url=f"{running.url}/v1", api_key="none", http_client=http, max_retries=0, timeout=60, **more)
+def connect(running, signer=None) -> OpenAI:
+    http = httpx.Client(auth=BittensorAuth(signer or running.validator, running.hotkey), trust_env=False)
+    return OpenAI(base_url=f"{running.url}/v1", api_key="none", http_client=http, max_retries=0, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,38 @@ def test_logprobs_of_both_kinds(client):
     assert content[0].logprob == pytest.approx(content[0].top_logprobs[0].logprob)
 
 
+def test_logprobs_in_pieces_are_those_of_the_whole_and_no_two_tokens_are_one(client):
+    """This vocabulary is bytes: those of a character that is not whole are told as bytes."""
+    asked = {"model": "hfa", "prompt": "Once", "max_tokens": 24, "temperature": 2, "seed": 4, "logprobs": 20}
+    whole = client.completions.create(**asked).choices[0]
+    events = list(client.completions.create(**asked, stream=True))
+    told = [event.choices[0].logprobs for event in events]
+    for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [one for part in told for one in getattr(part, field)] == getattr(whole.logprobs, field)
+    assert [len(top) for top in whole.logprobs.top_logprobs] == [20] * len(whole.logprobs.tokens)
+    assert any(token.startswith("bytes:\\x") for top in whole.logprobs.top_logprobs for token in top)
+    for token, at in zip(whole.logprobs.tokens, whole.logprobs.text_offset, strict=True):
+        assert token.startswith("bytes:") or whole.text[at : at + len(token)] == token
+
+
+def test_a_prompt_counts_once_however_many_choices_it_has(client):
+    asked = {"model": "hfa", "prompt": ["Once upon", "And then"], "max_tokens": 4}
+    done = client.completions.create(**asked, n=3)
+    assert len(done.choices) == 6
+    assert done.usage.prompt_tokens == 17
+    assert done.usage.total_tokens == 17 + done.usage.completion_tokens
+
+
+def test_a_stream_that_breaks_ends(client, monkeypatch):
+    async def broken(self):
+        yield "a"
+        raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr(Reply, "pieces", broken)
+    with pytest.raises((openai.APIError, httpx.HTTPError)):
+        list(client.completions.create(model="hfa", prompt="x", max_tokens=4, stream=True, timeout=20))
+
+
 def test_a_conversation(client):
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -140,10 +174,81 @@ def test_errors_have_openai_s_shape(client, kind, asked, said):
     assert refused.value.code
 
 
-def test_a_request_that_is_not_signed_is_refused(shared):
-    bare = OpenAI(base_url=f"{shared.url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False))
-    with pytest.raises(openai.AuthenticationError):
-        bare.completions.create(model="hfa", prompt="x")
+@pytest.mark.parametrize("path", ["completions", "chat"])
+def test_refusals_before_the_body_was_looked_at_have_that_shape_too(start, path):
+    running = start("server.rate_burst=1", "server.rate_per_s=0.001", "server.max_body_bytes=500")
+
+    def refused(client: OpenAI, **more) -> openai.APIStatusError:
+        ask, prompt = client.completions.create, {"prompt": "x"}
+        if path == "chat":
+            ask, prompt = client.chat.completions.create, {"messages": [{"role": "user", "content": "x"}]}
+        with pytest.raises(openai.APIStatusError) as error:
+            ask(model="hfa", **prompt, **more)
+        assert set(error.value.body) == {"message", "type", "param", "code"}
+        return error.value
+
+    bare = OpenAI(
+        base_url=f"{running.url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
+    )
+    unsigned = refused(bare)
+    assert isinstance(unsigned, openai.AuthenticationError)
+    assert (unsigned.type, unsigned.code) == ("authentication_error", "unauthorized")
+    assert "sign the request with btauth/1" in unsigned.message
+    stranger = refused(connect(running, running.subnet.signer("stranger", register=False)))
+    assert isinstance(stranger, openai.PermissionDeniedError)
+    assert stranger.type == "permission_error"
+    assert "Hotkey 5" in stranger.message
+    large = refused(connect(running), user="x" * 1000)
+    assert (large.status_code, large.code) == (413, "too_large")
+    assert "500 bytes at most" in large.message
+    client = connect(running)
+    assert client.completions.create(model="hfa", prompt="x", max_tokens=1).usage.completion_tokens == 1
+    often = refused(client)
+    assert isinstance(often, openai.RateLimitError)
+    assert (often.type, often.code) == ("rate_limit_error", "rate_limited")
+    assert "slow down" in often.message
+
+
+def test_other_errors_on_those_paths(shared, monkeypatch):
+    wrong = httpx.get(f"{shared.url}/v1/chat/completions", trust_env=False)
+    assert wrong.status_code == 405
+    assert wrong.json()["error"].keys() == {"message", "type", "param", "code"}
+
+    def bug(self, text):
+        raise KeyError("the secret in the traceback")
+
+    monkeypatch.setattr(type(shared.miner.models["hfa"].tokenizer), "encode", bug)
+    with pytest.raises(openai.InternalServerError) as failed:
+        connect(shared).completions.create(model="hfa", prompt="x")
+    assert (failed.value.type, failed.value.code) == ("server_error", "internal")
+    assert "secret" not in failed.value.message
+
+
+def test_the_client_as_it_is_waits_and_tries_again(start):
+    """Its own retries are signed anew, and Retry-After says when."""
+    running = start("server.rate_burst=1", "server.rate_per_s=2")
+    http = httpx.Client(auth=BittensorAuth(running.validator, running.hotkey), trust_env=False)
+    client = OpenAI(base_url=f"{running.url}/v1", api_key="none", http_client=http)
+    for _ in range(2):
+        assert client.completions.create(model="hfa", prompt="x", max_tokens=1).usage.completion_tokens == 1
+    assert 'hfa_refusals_total{code="rate_limited"} 1.0' in httpx.get(f"{running.url}/metrics", trust_env=False).text
+
+
+def test_the_client_for_event_loops(shared):
+    async def talk() -> tuple[str, str]:
+        auth = BittensorAuth(shared.validator, shared.hotkey)
+        async with AsyncOpenAI(
+            base_url=f"{shared.url}/v1",
+            api_key="none",
+            http_client=httpx.AsyncClient(auth=auth, trust_env=False),
+        ) as client:
+            asked = {"model": "hfa", "prompt": "Once upon", "max_tokens": 8, "temperature": 0}
+            whole = await client.completions.create(**asked)
+            pieces = [event.choices[0].text async for event in await client.completions.create(**asked, stream=True)]
+        return whole.choices[0].text, "".join(pieces)
+
+    whole, joined = asyncio.run(talk())
+    assert whole == joined
 
 
 def test_leaving_a_stream_ends_the_work(start):

@@ -36,7 +36,8 @@ def test_each_ending_is_counted_as_what_it_is(path):
     assert (report.prompt_tokens, report.completion_tokens) == (60, 24)
     assert report.prefill_tokens_per_s == pytest.approx(60 / 1.5)
     assert report.tokens_per_s == pytest.approx(24 / 3)
-    assert report.last_error.error == "RuntimeError: x"
+    assert report.last_error.error == "RuntimeError", "what it said is not for everybody"
+    assert statistics.totals()["hfa"].error == "RuntimeError: x"
 
 
 def test_times_are_of_what_succeeded(path):
