@@ -11,12 +11,11 @@ from fastapi.openapi.utils import get_openapi
 
 from hfa.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
-from hfa.network.base import Network
-from hfa.serving import openai, refusal, sessions, status, synapse
+from hfa.network.base import Network, NetworkConfig
+from hfa.serving import health, openai, refusal, routes, sessions, status, synapse
 from hfa.serving.admission import BodyReader, RateLimiter
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
-from hfa.serving.routes import router
 from hfa.serving.service import Limits, Service
 
 _DESCRIPTION = """A miner that serves language models with a long memory.
@@ -48,12 +47,16 @@ class ServerConfig(Config):
     Args:
         host: address to listen on.
         port: 0 takes a free one.
-        status_host: address that the status page, in the browser, is shown on.
+        status_host: address that the status page is shown on, in plain HTTP and without signatures; with it come
+            /health, /ready, /statistics and /metrics.
         status_port: and its port; 0 takes a free one, null shows none.
         tls_certificate: a PEM file with the certificate chain; null serves plain HTTP.
         tls_key: a PEM file with its key.
         max_body_bytes: of a request.
         body_timeout_s: for it to arrive.
+        max_import_bytes: of a session that is imported.
+        import_timeout_s: for it to arrive.
+        max_imports: sessions received together before their senders are proven.
         max_uploads: request bodies held together before their senders are proven.
         max_uploads_per_address: of one address.
         max_connections: open together; more are answered 503.
@@ -77,6 +80,9 @@ class ServerConfig(Config):
     tls_key: str | None
     max_body_bytes: PositiveInt
     body_timeout_s: PositiveFloat
+    max_import_bytes: PositiveInt
+    import_timeout_s: PositiveFloat
+    max_imports: PositiveInt
     max_uploads: PositiveInt
     max_uploads_per_address: PositiveInt
     max_connections: PositiveInt
@@ -108,15 +114,16 @@ class ServerConfig(Config):
 
 
 def create_app(
-    service: Service, network: Network, settings: ServerConfig, status_at: tuple[str, int] | None = None
+    service: Service, network: Network, rules: NetworkConfig, settings: ServerConfig, metrics: Metrics
 ) -> FastAPI:
     """The application over running engines and a network; it owns neither.
 
     Args:
         service: what answers.
         network: who may ask.
+        rules: of the network, for those who ask whether the miner is ready.
         settings: limits.
-        status_at: host and port of the socket that the status page is shown on; None for no page.
+        metrics: counts what is refused.
     """
     app = FastAPI(
         title="hfa miner",
@@ -126,23 +133,30 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a signature holds for one path
     )
-    metrics = Metrics(service, network)
-    gate = Gate(
-        network,
-        RateLimiter(settings.rate_per_s, settings.rate_burst),
-        BodyReader(
-            settings.max_body_bytes, settings.body_timeout_s, settings.max_uploads, settings.max_uploads_per_address
-        ),
+    uploads, per_address = settings.max_uploads, settings.max_uploads_per_address
+    bodies = BodyReader(settings.max_body_bytes, settings.body_timeout_s, uploads, per_address)
+    imports = BodyReader(
+        settings.max_import_bytes, settings.import_timeout_s, settings.max_imports, settings.max_imports
     )
-    app.include_router(router(service, gate, network, metrics))
+    limiter = RateLimiter(settings.rate_per_s, settings.rate_burst)
+    gate = Gate(network, limiter, bodies)
+    app.include_router(routes.router(service, gate, metrics))
+    app.include_router(health.router(service, network, rules, metrics))
     app.include_router(openai.router(service, gate, metrics))
-    app.include_router(sessions.router(service, gate, metrics))
+    app.include_router(sessions.router(service, gate, Gate(network, limiter, imports), metrics))
     if network.dendrite is not None:
         app.include_router(synapse.router(service, gate, network.dendrite, metrics))
-    if status_at is not None:
-        app.include_router(status.router(service, network, metrics, status_at))
     refusal.install(app, metrics.refused, openai.shape)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def create_status_app(service: Service, network: Network, rules: NetworkConfig, metrics: Metrics) -> FastAPI:
+    """What the operator looks at: the page, and what monitors ask for, without TLS and signatures in the way."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(status.router(service, network, metrics))
+    app.include_router(health.router(service, network, rules, metrics))
+    refusal.install(app, lambda code: None)
     return app
 
 

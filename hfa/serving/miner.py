@@ -18,8 +18,9 @@ from hfa.errors import ConfigError
 from hfa.inference import EngineConfig
 from hfa.models import architectures
 from hfa.network.base import Endpoint, Network, NetworkConfig, WalletConfig
-from hfa.serving.app import ServerConfig, create_app
+from hfa.serving.app import ServerConfig, create_app, create_status_app
 from hfa.serving.loading import Loader, Watcher
+from hfa.serving.metrics import Metrics
 from hfa.serving.selection import SelectionConfig
 from hfa.serving.server import Server, bind
 from hfa.serving.service import Served, Service
@@ -128,11 +129,13 @@ class HFAMiner:
             )
             resources.callback(_end, service)
             status = _status_socket(settings.server)
+            at = None
             if status is not None:
-                resources.enter_context(status)
-            at = None if status is None else status.getsockname()[:2]
-            app = create_app(service, network, settings.server, at)
-            server = Server(app, network, bound, settings.server, [] if status is None else [status])
+                at = Endpoint(*resources.enter_context(status).getsockname()[:2])
+            metrics = Metrics(service, network)
+            app = create_app(service, network, settings.network, settings.server, metrics)
+            page = create_status_app(service, network, settings.network, metrics)
+            server = Server(app, network, bound, settings.server, None if status is None else (page, status))
             resources.callback(server.stop, lambda: _end(service), self._hurry)
             server.start()
             if settings.watch_s is not None:
@@ -144,7 +147,7 @@ class HFAMiner:
             self._resources = resources.pop_all()
         log.info("Serving uid %s of netuid %d on %s at %s", _uid(network), network.netuid, network.name, server.url)
         if at is not None:
-            log.info("Status page at http://%s", Endpoint(*at))
+            log.info("Status page at http://%s", at)
         log.info("Miner ready with %d models: %s", len(service.models), list(service.models))
         return self
 

@@ -1,21 +1,17 @@
-"""The paths of the API."""
+"""The path that answers, in this project's own words."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from hfa.errors import RequestError
-from hfa.network.base import Network
 from hfa.serving.auth import Gate
-from hfa.serving.metrics import CONTENT_TYPE, Metrics
+from hfa.serving.metrics import Metrics
 from hfa.serving.refusal import HUNG_UP
-from hfa.serving.schemas import Answer, GenerateBody, Health, Refusal, StatisticsBody, parse
+from hfa.serving.schemas import Answer, GenerateBody, Refusal, parse
 from hfa.serving.service import Service
 from hfa.serving.stream import EventStream, whole
 
@@ -34,10 +30,9 @@ _REFUSALS = {
 }
 
 
-def router(service: Service, gate: Gate, network: Network, metrics: Metrics) -> APIRouter:
-    """The routes over what they need."""
+def router(service: Service, gate: Gate, metrics: Metrics) -> APIRouter:
+    """The route over what it needs."""
     routes = APIRouter()
-    started = time.monotonic()
 
     @routes.post(
         "/v1/generate",
@@ -59,42 +54,6 @@ def router(service: Service, gate: Gate, network: Network, metrics: Metrics) -> 
             return EventStream(reply, metrics.refused)
         answer = await whole(reply, request)
         return Response(status_code=HUNG_UP) if answer is None else JSONResponse(answer.model_dump())
-
-    @routes.get("/health", summary="What is running here")
-    async def health() -> Health:
-        """Answers as long as the process lives, models or not."""
-        age_s = network.last_sync_age_s
-        return Health(
-            status="ok" if service.models else "no models",
-            default=service.default,
-            models={name: model.status() for name, model in service.models.items()},
-            network=network.name,
-            netuid=network.netuid,
-            hotkey=network.hotkey,
-            metagraph_age_s=age_s if math.isfinite(age_s) else None,
-            uptime_s=time.monotonic() - started,
-        )
-
-    @routes.get(
-        "/ready", summary="Whether requests can be answered", responses={503: {"model": Refusal}}, status_code=204
-    )
-    async def ready() -> Response:
-        """204 when a model would take a request now, 503 with the reason when none would."""
-        if not service.models:
-            raise RequestError(503, "No model is loaded.")
-        if not any(model.engine.load().room for model in service.models.values()):
-            raise RequestError(503, "All places in the queues are taken, or the miner is shutting down.")
-        return Response(status_code=204)
-
-    @routes.get("/statistics", summary="The track record of each architecture")
-    async def statistics() -> StatisticsBody:
-        """Counts, times and tokens since the statistics file was begun, restarts included."""
-        return StatisticsBody(architectures=service.statistics.report())
-
-    @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def prometheus() -> Response:
-        """The same numbers, and the load of the moment, in the text format of Prometheus."""
-        return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
     return routes
 

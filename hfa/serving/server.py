@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -61,7 +63,7 @@ class Server:
         network: started, published and closed along with the server, on its loop.
         bound: a socket from :func:`bind`.
         settings: times and limits.
-        others: sockets besides it.
+        status: what the operator looks at, and a socket from :func:`bind` that it is served on, always in plain HTTP.
     """
 
     def __init__(
@@ -70,37 +72,22 @@ class Server:
         network: Network,
         bound: socket.socket,
         settings: ServerConfig,
-        others: Sequence[socket.socket] = (),
+        status: tuple[FastAPI, socket.socket] | None = None,
     ) -> None:
         self.host, self.port = bound.getsockname()[:2]
         self._network = network
-        self._bound, self._others = bound, others
+        self._bound, self._status = bound, status
         self._settings = settings
         self._failure: BaseException | None = None
         self._settled = threading.Event()  # accepting requests, or failed
-        self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                app,
-                http=bounded(
-                    head_timeout_s=settings.head_timeout_s,
-                    write_timeout_s=settings.write_timeout_s,
-                    max_per_address=settings.max_connections_per_address,
-                ),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                ws="none",
-                ssl_certfile=_expanded(settings.tls_certificate),
-                ssl_keyfile=_expanded(settings.tls_key),
-                limit_concurrency=settings.max_connections,
-                timeout_keep_alive=settings.keep_alive_s,
-                timeout_graceful_shutdown=int(settings.drain_s + _LAST_WORDS_S) + 1,
-            ),
-            self._accepting,
+        public = _config(
+            app,
+            settings,
+            ssl_certfile=_expanded(settings.tls_certificate),
+            ssl_keyfile=_expanded(settings.tls_key),
+            timeout_graceful_shutdown=int(settings.drain_s + _LAST_WORDS_S) + 1,
         )
+        self._uvicorn = _Uvicorn(public, self._accepting)
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
     @property
@@ -156,13 +143,50 @@ class Server:
         with self._bound:
             await self._network.start()
             try:
-                await self._uvicorn.serve(sockets=[self._bound, *self._others])
+                async with self._status_page():
+                    await self._uvicorn.serve(sockets=[self._bound])
             finally:
                 await self._network.close()
+
+    @contextlib.asynccontextmanager
+    async def _status_page(self) -> AsyncIterator[None]:
+        """Show what there is to see, from before the first request until the last is answered."""
+        if self._status is None:
+            yield
+            return
+        app, bound = self._status
+        page = uvicorn.Server(_config(app, self._settings, timeout_graceful_shutdown=1))
+        serving = asyncio.create_task(page.serve(sockets=[bound]))
+        try:
+            yield
+        finally:
+            page.should_exit = True
+            await asyncio.gather(serving, return_exceptions=True)
 
     async def _accepting(self) -> None:
         await self._network.serve(self.host, self.port)
         self._settled.set()
+
+
+def _config(app: FastAPI, settings: ServerConfig, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=bounded(
+            head_timeout_s=settings.head_timeout_s,
+            write_timeout_s=settings.write_timeout_s,
+            max_per_address=settings.max_connections_per_address,
+        ),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=settings.keep_alive_s,
+        **more,
+    )
 
 
 def _expanded(path: str | None) -> Path | None:

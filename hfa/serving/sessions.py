@@ -93,7 +93,7 @@ class Desk:
         if name is None or name not in self._service.models:
             served = ", ".join(self._service.models) or "nothing"
             raise RequestError(404 if name else 503, f"model: got {name!r}, and this miner serves {served}.")
-        session = await self._service.models[name].engine.session(make)
+        session = await _call(self._service.models[name].engine, make)
         identity = f"{name}-{session.name}"
         self._owned[identity] = _Owned(name, session.name, hotkey)
         while len(self._owned) > _REMEMBERED:
@@ -111,7 +111,7 @@ class Desk:
     async def do(self, identity: str, hotkey: str, call: Callable[[Sessions, str], T]) -> T:
         """Something with a caller's own session."""
         owned, engine = self.find(identity, hotkey)
-        return await engine.session(lambda sessions: call(sessions, owned.name))
+        return await _call(engine, lambda sessions: call(sessions, owned.name))
 
     def forget(self, identity: str) -> None:
         self._owned.pop(identity, None)
@@ -122,8 +122,13 @@ class Desk:
         return SessionStatus(id=identity, model=model, position=len(session.tokens), ready=ready)
 
 
-def router(service: Service, gate: Gate, metrics: Metrics) -> APIRouter:
-    """The routes over what they need."""
+async def _call(engine: Engine, call: Callable[[Sessions], T]) -> T:
+    """`engine.session`, but that the event loop does not wait for the lock of an engine that is busy with another."""
+    return await asyncio.wrap_future(await asyncio.to_thread(engine.call, call))
+
+
+def router(service: Service, gate: Gate, imports: Gate, metrics: Metrics) -> APIRouter:
+    """The routes over what they need; an import comes through a gate of its own, which lets more bytes in."""
     routes = APIRouter(prefix="/v1/sessions", tags=["Sessions"])
     desk = Desk(service)
 
@@ -135,7 +140,7 @@ def router(service: Service, gate: Gate, metrics: Metrics) -> APIRouter:
 
     @routes.post("/import", summary="Take up a session that was exported", openapi_extra=_SIGNED)
     async def load(request: Request, model: str | None = None) -> SessionStatus:
-        signed = await gate.admit(request)
+        signed = await imports.admit(request)
         return await desk.begin(model, signed.caller.hotkey, lambda sessions: sessions.load(signed.body))
 
     @routes.post("/{identity}/generate", summary="Continue a session", openapi_extra=_body(GenerateBody))

@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
-from starlette.exceptions import HTTPException
 
 from hfa.network.base import Network
 from hfa.serving.metrics import Metrics
@@ -36,15 +35,13 @@ _HEADERS = {
 }
 
 
-def router(service: Service, network: Network, metrics: Metrics, at: tuple[str, int]) -> APIRouter:
-    """The page, on the socket at `at` (host, port) and nowhere else."""
+def router(service: Service, network: Network, metrics: Metrics) -> APIRouter:
+    """The page."""
     routes = APIRouter()
     started = time.monotonic()
 
     @routes.get("/", include_in_schema=False)
-    async def status(request: Request) -> HTMLResponse:
-        if tuple(request.scope["server"]) != at:
-            raise HTTPException(404)
+    def status() -> HTMLResponse:
         uptime_s = time.monotonic() - started
         return HTMLResponse(page(service, network, metrics.refusals(), uptime_s), headers=_HEADERS)
 

@@ -316,7 +316,7 @@ def test_a_head_without_end_is_refused(shared):
     assert answer == b"" or status(answer) in (400, 431)
 
 
-ROOMS = ("/v1/generate", "/v1/completions", "/InfiniteContextSynapse")
+ROOMS = ("/v1/generate", "/v1/completions", "/v1/sessions/import", "/InfiniteContextSynapse")
 
 
 def dendrite(running, signer=None, **changes: str) -> dict[str, str]:
@@ -341,8 +341,8 @@ def dendrite(running, signer=None, **changes: str) -> dict[str, str]:
 def test_a_refusal_is_smaller_than_300_bytes_all_told(start, path):
     """To whoever has proven nothing, whatever it is about; the status line and the headers count."""
     running = start(
-        "server.rate_burst=1", "server.rate_per_s=0.00001", "server.max_uploads_per_address=1",
-        "server.body_timeout_s=0.3"
+        "server.rate_burst=1", "server.rate_per_s=0.00001", "server.max_uploads_per_address=1", "server.max_imports=1",
+        "server.body_timeout_s=0.3", "server.import_timeout_s=0.3"
     )  # fmt: skip
     stranger = running.subnet.signer("stranger", register=False)
     other = running.subnet.signer("other")

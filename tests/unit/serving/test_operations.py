@@ -7,12 +7,14 @@ import json
 import logging
 import logging.config
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import types
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +24,9 @@ import torch
 
 from hfa import checkpoint
 from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.errors import RequestError
 from hfa.network.base import Neuron
+from hfa.network.client import BittensorAuth
 from hfa.serving import loading
 from hfa.serving.logs import JSONFormatter
 from hfa.serving.miner import HFAMiner
@@ -133,6 +137,44 @@ def test_a_watcher_that_is_loading_does_not_hold_up_the_end(monkeypatch):
     assert closed.wait(60)
 
 
+def test_nobody_waits_for_a_session_that_holds_the_engine(start):
+    """The engine's lock is taken for long; the event loop goes on answering all who do not need it."""
+    running = start("models=[hfa]", "server.rate_burst=100")
+    engine = running.miner.models["hfa"].engine
+    held, go_on = threading.Event(), threading.Event()
+    call = engine.call(lambda sessions: held.set() or go_on.wait(60))
+    assert held.wait(60)
+    with ThreadPoolExecutor(4) as pool, httpx.Client(trust_env=False, timeout=60) as http:
+        auth = BittensorAuth(running.validator, running.hotkey)
+        waiting = [
+            pool.submit(http.post, running.url + "/v1/generate", json={"prompt": "hello", "max_tokens": 2}, auth=auth),
+            pool.submit(http.post, running.url + "/v1/sessions", auth=auth),
+            pool.submit(http.get, running.url + "/health"),
+            pool.submit(http.get, running.url + "/metrics"),
+        ]
+        try:
+            time.sleep(0.3)  # they arrive
+            for _ in range(3):
+                assert httpx.get(running.url + "/v1/models", trust_env=False, timeout=10).status_code == 200
+            assert not any(one.done() for one in waiting)
+        finally:
+            go_on.set()
+        assert [one.result(60).status_code for one in waiting] == [200] * 4
+    call.result(60)
+
+
+def test_not_ready_while_all_callers_are_refused(start):
+    """The metagraph cannot be seen for longer than the miner may go on without."""
+    running = start("network.sync_interval_s=0.05", "network.retry_s=0.05", "network.max_staleness_s=0.5")
+    assert HTTP.get(running.url + "/ready").status_code == 204
+    running.subnet.config.file().path.write_text("torn")
+    until(lambda: HTTP.get(running.url + "/ready").status_code == 503)
+    assert "metagraph was last seen" in HTTP.get(running.url + "/ready").json()["error"]["message"]
+    with running.client() as client, pytest.raises(RequestError) as refused:
+        client.generate("hello")
+    assert refused.value.status == 503
+
+
 def test_stake_is_priority_by_decades():
     stakes = (0, 5, 999, 1000, 9000, 99_999, 1e6)
     assert [priority(Neuron(0, "5A", stake, True, None)) for stake in stakes] == [0, 0, 3, 3, 3, 5, 6]
@@ -206,6 +248,24 @@ def test_the_status_page_is_for_this_machine_and_shows_what_there_is(start, capl
     assert str(running.subnet.config.wallet_path) not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert HTTP.get(running.url + "/").status_code == 404, "the public port has no status page"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_the_status_page_on_all_addresses_and_beside_tls(start, tmp_path, caplog):
+    """In plain HTTP whatever the public port speaks, with all that a monitor asks for, and nothing that computes."""
+    caplog.set_level("INFO")
+    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+    words += ["-subj", "/CN=x", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(["openssl", *words], cwd=tmp_path, check=True, stderr=-3)
+    tls = (f"server.tls_certificate={tmp_path / 'cert.pem'}", f"server.tls_key={tmp_path / 'key.pem'}")
+    running = start("server.status_host=0.0.0.0", *tls)
+    port = re.search(r"Status page at http://0\.0\.0\.0:(\d+)", caplog.text)[1]
+    url = f"http://127.0.0.1:{port}"
+    assert "hfa miner" in HTTP.get(url).text
+    assert HTTP.get(url + "/health").json()["models"] == HTTP.get(running.url + "/health").json()["models"]
+    assert HTTP.get(url + "/ready").status_code == 204
+    assert "hfa_registered 1.0" in HTTP.get(url + "/metrics").text
+    assert HTTP.post(url + "/v1/generate").status_code == 404
 
 
 def test_a_status_port_that_is_taken_is_no_reason_not_to_mine(settings, caplog):

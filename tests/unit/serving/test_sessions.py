@@ -60,6 +60,33 @@ def test_an_export_is_taken_up_again(caller):
     assert "another model" in refused.json()["error"]["message"]
 
 
+def test_a_session_may_be_larger_than_any_other_body(start):
+    """A long session's state is far more than a request may be; an import has a limit of its own."""
+    running = start("models=[hfa]", "server.max_body_bytes=4000", "server.max_import_bytes=4000000")
+    caller = Caller(running)
+    one = caller.post("", model="hfa")
+    caller.say(one["id"], "x" * 3000)
+    data = caller.http.get(f"/v1/sessions/{one['id']}/export").content
+    assert len(data) > 100_000
+    for content in (data, (data[at : at + 10_000] for at in range(0, len(data), 10_000))):  # announced and not
+        other = caller.http.post("/v1/sessions/import?model=hfa", content=content).json()
+        assert other["position"] == caller.http.get(f"/v1/sessions/{one['id']}").json()["position"]
+    assert caller.say(one["id"], " and") == caller.say(other["id"], " and")
+    refused = caller.http.post("/v1/sessions/import?model=hfa", content=b"x" * 4_000_001)
+    assert refused.status_code == 413
+    assert "4000000 bytes at most" in refused.json()["error"]["message"]
+    assert caller.http.post(f"/v1/sessions/{one['id']}/generate", content=b"x" * 5000).status_code == 413
+
+
+def test_an_answer_in_a_session_says_what_was_not_read_again_and_how_likely_it_was(caller):
+    one = caller.post("", model="hfa")
+    caller.say(one["id"], "Once upon a time")
+    told = caller.post(f"/{one['id']}/generate", prompt=" and", max_tokens=3, logprobs=1, repetition_penalty=1.5)
+    assert told["usage"]["cached_tokens"] == len("Once upon a time") + 6 - 1, "the last token is read with what follows"
+    assert told["cache_miss"] == ""
+    assert [len(token["top_logprobs"]) for token in told["logprobs"]] == [1, 1, 1]
+
+
 def test_a_session_streams(caller):
     one = caller.post("")
     response = caller.http.post(
