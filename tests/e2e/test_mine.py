@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -87,7 +88,7 @@ class Miner:
             self.process.kill()
             raise
         assert self.process.poll() is None, self.output
-        self.url = re.search(r"at (http://\S+)", self.output)[1]
+        self.url = re.search(r'Serving .* at (http://[^\s"]+)', self.output)[1]
 
     def _read(self) -> None:
         for line in self.process.stdout:
@@ -175,6 +176,18 @@ def test_what_it_prints(miner):
     assert re.search(r"hfa: [\d,]+ parameters on cpu, the default, from outputs/hfa/run/checkpoints/last", miner.output)
     assert re.search(r"simplemind: [\d,]+ parameters on cpu, from outputs/", miner.output)
     until(lambda: miner.has("Miner running... 2"), "the first heartbeat")
+
+
+def test_every_line_of_the_log_is_json_on_request(place, validator):
+    """From the first to the last, a warning and a request among them."""
+    with mining(place, "--logging.json", "models=[hfa,transformer]", "heartbeat_s=0.1") as running:
+        assert post(running, validator, BODY).status_code == 200
+        assert running.stop() == 0
+    records = [json.loads(line) for line in running.lines]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*(set(record) for record in records))
+    assert "WARNING" in {record["level"] for record in records}
+    assert [record["outcome"] for record in records if record.get("outcome")] == ["length"]
+    assert records[-1]["message"] == "Miner stopped"
 
 
 def test_every_kind_of_caller(miner, place, validator):
@@ -265,6 +278,62 @@ def test_a_full_disk_refuses_what_it_cannot_remember_and_loses_nothing(place, va
         assert sent == [200, 401]
         assert running.stop() == 0
     assert json.loads((place / "full.json").read_text())["architectures"]["hfa"]["requests"] == 2
+
+
+def resident(process: subprocess.Popen) -> int:
+    """Bytes of its memory that are in use."""
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def test_memory_stays_bounded_whatever_is_sent(place, validator):
+    """Bodies too large, announced and not, and hundreds of connections that say half of something or nothing."""
+    words = ("server.max_body_bytes=100000", "server.max_uploads=8", "server.max_uploads_per_address=8")
+    huge = b"x" * (8 << 20)
+    with mining(place, *words, "server.rate_burst=1000", "server.head_timeout_s=5") as running:
+        assert post(running, validator, BODY).status_code == 200
+        host, port = running.url.removeprefix("http://").split(":")
+        hotkey = HTTP.get(running.url + "/health").json()["hotkey"]
+
+        def head(length: str) -> bytes:
+            headers = validator.sign(BODY, method="POST", path="/v1/generate", receiver=hotkey)
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            return f"POST /v1/generate HTTP/1.1\r\nhost: x\r\n{lines}{length}\r\n\r\n".encode()
+
+        def flood(number: int) -> bytes:
+            announced = number % 2 == 0
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                connection.sendall(head(f"content-length: {len(huge)}" if announced else "transfer-encoding: chunked"))
+                with suppress(ConnectionError):
+                    connection.sendall(huge if announced else b"%x\r\n%s\r\n0\r\n\r\n" % (len(huge), huge))
+                    return connection.recv(65536)
+            return b""
+
+        half = (
+            b"",
+            b"POST /v1/gen",
+            head("content-length: 90000") + b"{",
+            b"GET /health HTTP/1.1\r\nx: " + b"y" * 9000,
+        )
+        before, most, over = resident(running.process), 0, threading.Event()
+        with ExitStack() as held, ThreadPoolExecutor(13) as pool:
+            for number in range(200):
+                held.enter_context(socket.create_connection((host, int(port)), timeout=30)).sendall(half[number % 4])
+
+            def watch() -> int:
+                most = 0
+                while not over.wait(0.005):
+                    most = max(most, resident(running.process))
+                return most
+
+            watching = pool.submit(watch)
+            answers = list(pool.map(flood, range(24)))
+            over.set()
+            most = watching.result()
+        assert {answer[9:12] for answer in answers} <= {b"413", b"503", b""}
+        assert sum(answer[9:12] in (b"413", b"503") for answer in answers) > 12
+        assert most - before < 64 << 20, "a third of what was sent"
+        until(lambda: post(running, validator, BODY).status_code == 200, "all places come back")
 
 
 def test_killed_again_and_again_while_it_writes(place, validator):
