@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from experiments.complexity.report import Results
 
 _QUICKSTART = "experiments/quickstart/results/{}.json"
 _COMPLEXITY = "experiments/complexity/results/{}.json"
+_SOAK = "experiments/soak/results/soak.json"
 _TITLES = {"hfa": "HFA", "simplemind": "SimpleMind"}
 
 
 def tables() -> Iterator[Table]:
-    """Every table whose results are recorded."""
+    """Every table; one whose results are not recorded says so."""
     yield quickstart()
     yield prefill("prefill-short", {"hfa": "HFA", "xlstm": "xLSTM, the fastest linear peer", "llama": "Llama, SDPA"})
     yield prefill(
@@ -30,6 +32,7 @@ def tables() -> Iterator[Table]:
     yield training("train-body", body_only=True)
     yield decode()
     yield slopes()
+    yield soak()
 
 
 def quickstart() -> Table:
@@ -89,6 +92,47 @@ def slopes() -> Table:
         )
         rows.append([title, f"{slope.lengths[0]:,} to {slope.lengths[-1]:,}", shown])
     return Table(name="slopes", head=["HFA", "tokens", "slope [95% interval]"], rows=rows, claims=claims)
+
+
+def soak() -> Table:
+    """What half an hour of load and faults came to."""
+    head = ["under load and faults", "recorded"]
+    path = REPO / _SOAK
+    if not path.exists() or "attempts" not in json.loads(path.read_text(encoding="utf-8")):
+        return _unrecorded("soak", head)  # as are results of before attempts were counted
+    data, made = read(_SOAK)
+    again = sum(sum(ended.values()) - ended.get("answered", 0) for ended in data["attempts"].values())
+    facts: dict[str, float] = {
+        "minutes": data["provenance"]["config"]["minutes"],
+        "faults injected": len(data["faults"]),
+        "requests": data["requests"],
+        **{f"answered over {wire}": count for wire, count in sorted(data["answered"].items())},
+        "wrong answers": len(data["wrong"]),
+        "lost requests": len(data["lost"]),
+        "answers cut off by a worker that lives": len(data["dropped"]),
+        "attempts that were refused or cut off, and made again": again,
+        "of those, because the model failed while it served": data["model_failures"],
+        "a caller's wait, median, s": data["waited_s"]["p50"],
+        "a caller's wait, 99th percentile, s": data["waited_s"]["p99"],
+        "a caller's wait, longest, s": data["waited_s"]["max"],
+        "requests of intruders": sum(data["intruders"].values()),
+        "intruders let in": len(data["intruded"]),
+        "resident memory in the middle third, MiB": data["resident_mib"]["middle_third"],
+        "resident memory in the last third, MiB": data["resident_mib"]["last_third"],
+    }
+    claims = [
+        Claim(claim=f"soak: {what}", shown=_amount(value), value=float(value), interval=None, source=_SOAK, made=made)
+        for what, value in facts.items()
+    ]
+    return Table(name="soak", head=head, rows=[[what, _amount(value)] for what, value in facts.items()], claims=claims)
+
+
+def _unrecorded(name: str, head: Sequence[str]) -> Table:
+    return Table(name=name, head=head, rows=[["not recorded yet", *[""] * (len(head) - 1)]], claims=[])
+
+
+def _amount(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
 
 
 def _speeds(

@@ -6,24 +6,25 @@ import argparse
 import asyncio
 import json
 import os
-import platform
+import shlex
 import statistics
-import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.complexity.__main__ import processor
 from experiments.soak.faults import Faults
 from experiments.soak.load import Callers, Tally
 from experiments.soak.world import Worker, World, every
+from hfa.training.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 _SAMPLE_S = 5.0
 _SETTLED = 1 / 3  # of the time: caches, allocators and both versions of the weights are filled by then
+_FAILED = ("500", "in a stream: model_failed")  # how an attempt ends when the model fails
 _MAX_GROWTH = 0.10  # of resident memory, from the second third to the last
 
 
@@ -78,38 +79,46 @@ def _result(
     settled = [mib for at_s, mib in memory if at_s > seconds * _SETTLED]
     half = len(settled) // 2
     before, after = statistics.median(settled[:half]), statistics.median(settled[half:])
-    times = statistics.quantiles(tally.seconds, n=100)
+    waits = statistics.quantiles(tally.waited_s, n=100)
+    failures = sum(count for ended in tally.attempts.values() for how, count in ended.items() if how in _FAILED)
+    injected = {entry["fault"] for entry in faults.log}
+    down_s = sum(entry["lasted_s"] for entry in faults.log if entry["fault"] == "worker_killed")
     return {
         "held": {
             "no wrong answer": not tally.wrong,
             "no lost request": not tally.lost,
+            "no answer cut off by a worker that lives": not tally.dropped,
+            "a failing model says so": bool(failures) or "model_failing" not in injected,
             "nobody got in": not tally.intruded,
             "flat memory": after <= before * (1 + _MAX_GROWTH),
             "clean stop": codes == [0, 0],
         },
         "engine_and_model_disagree": f"{disagreements} of {arguments.questions * 4} reference answers",
-        "answered": tally.answered,
+        "requests": len(tally.waited_s),
+        "answered": dict(tally.answered),
         "streamed": tally.streamed,
         "answered_by": dict(tally.models),
-        "wrong": tally.wrong[:20],
-        "lost": tally.lost[:20],
-        "intruded": tally.intruded[:20],
-        "refused": dict(sorted(tally.refused.items())),
-        "retried": dict(sorted(tally.retried.items())),
-        "seconds": {"p50": round(times[49], 3), "p95": round(times[94], 3), "max": round(max(tally.seconds), 3)},
-        "resident_mib": {"middle_third": before, "last_third": after},
-        "exit_codes": codes,
-        "provenance": {
-            "command": f"python -m experiments.soak {' '.join(sys.argv[1:])}",
-            "commit": _git("rev-parse", "HEAD"),
-            "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "minutes": round(seconds / 60, 1),
-            "seed": arguments.seed,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
+        "attempts": {wire: dict(ended.most_common()) for wire, ended in tally.attempts.items()},
+        "model_failures": failures,
+        "wrong": tally.wrong,
+        "lost": tally.lost,
+        "dropped": tally.dropped,
+        "intruders": dict(sorted(tally.refused.items())),
+        "intruded": tally.intruded,
+        "waited_s": {
+            "p50": round(waits[49], 3),
+            "p95": round(waits[94], 3),
+            "p99": round(waits[98], 3),
+            "max": round(max(tally.waited_s), 3),
         },
+        "resident_mib": {"middle_third": before, "last_third": after},
+        "worker_down_s": round(down_s, 1),
+        "exit_codes": codes,
+        "provenance": provenance(
+            {**vars(arguments), "minutes": round(seconds / 60, 1)},
+            command=shlex.join(["python", "-m", "experiments.soak", *sys.argv[1:]]),
+            machine={"processor": processor(), "cores": os.cpu_count()},
+        ),
         "faults": faults.log,
         "memory_mib": memory[:: max(1, len(memory) // 120)],
     }
@@ -125,10 +134,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", default="outputs/soak")
     parser.add_argument("--record", action="store_true", help=f"keep the result in {RESULTS}")
     return parser.parse_args()
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _say(text: str) -> None:

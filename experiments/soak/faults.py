@@ -47,6 +47,7 @@ class Faults:
             self.disk_slow,
             self.model_failing,
             self.disk_full,
+            self.artifact_of_nan,
             self.artifact_torn,
             self.runtime_upgraded,
         )
@@ -83,6 +84,12 @@ class Faults:
             self._world.deploy(name, self._version)
 
     def model_failing(self) -> None:
+        """A model that passes its warm-up becomes the latest, for a while, and fails at some of what it is asked."""
+        self._world.poison("hfa", self._version)
+        self._stopping.wait(12)
+        self._world.deploy("hfa", self._version)
+
+    def artifact_of_nan(self) -> None:
         """An artifact whose every logit is NaN becomes the latest, for a while."""
         model = self._world.versions["hfa"][self._version]
         broken = model.config.build()

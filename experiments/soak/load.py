@@ -6,17 +6,19 @@ import asyncio
 import json
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
 
-from experiments.soak.world import MAX_TOKENS, Question, Worker, World
+from experiments.soak.wires import SYNAPSE, TIMEOUT_S, WIRES, Asked, CutOff, Door, Refused, dendrite_headers
+from experiments.soak.world import Question, Worker, World
 from hfa.network.bittensor import HotkeySigner
 
 _GIVE_UP_S = 120.0  # a request that is not answered by then, retries included, is lost
+_SHARES = {"generate": 4, "dendrite": 2, "openai": 2, "session": 2}  # of the requests
 _PATH = "/v1/generate"
 
 
@@ -24,15 +26,16 @@ _PATH = "/v1/generate"
 class Tally:
     """What became of it all."""
 
-    answered: int = 0
+    answered: Counter[str] = field(default_factory=Counter)  # by wire
     streamed: int = 0
+    models: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    retried: Counter[str] = field(default_factory=Counter)  # why an attempt had to be made again
-    models: Counter[str] = field(default_factory=Counter)
+    dropped: list[str] = field(default_factory=list)  # attempts that a worker which lives ended without a word
+    attempts: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # how each ended
+    waited_s: list[float] = field(default_factory=list)  # until a request was answered or given up, retries included
     refused: Counter[str] = field(default_factory=Counter)  # attempts that have to be refused, and were
     intruded: list[str] = field(default_factory=list)  # and were not
-    seconds: list[float] = field(default_factory=list)  # of answered requests, retries included
 
 
 class Callers:
@@ -40,7 +43,7 @@ class Callers:
 
     Args:
         world: keys and questions.
-        workers: asked in turns; a caller whose worker is gone goes to the next.
+        workers: asked at random, and another when one refuses or is gone.
         seed: of who asks what.
         pause_s: between two requests of a caller, on average.
     """
@@ -53,7 +56,7 @@ class Callers:
 
     async def run(self) -> None:
         limits = httpx.Limits(max_keepalive_connections=0)
-        async with httpx.AsyncClient(timeout=60, trust_env=False, limits=limits) as http:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, limits=limits) as http:
             asking = [self._ask_on(http, signer) for signer in self._world.validators for _ in range(2)]
             await asyncio.gather(*asking, self._intrude_on(http))
 
@@ -67,57 +70,46 @@ class Callers:
             await self._pause()
 
     async def _ask(self, http: httpx.AsyncClient, signer: HotkeySigner, question: Question) -> None:
-        """One question until it is answered."""
-        began = time.monotonic()
-        asked = {"prompt": question.prompt, "max_tokens": MAX_TOKENS, "stream": self._random.random() < 0.4}
-        if self._random.random() < 0.4:
-            asked["model"] = "simplemind"
-        while time.monotonic() - began < _GIVE_UP_S:
+        """One question over one wire, until it is answered."""
+        tally, began = self.tally, time.monotonic()
+        wire = self._random.choices(list(_SHARES), list(_SHARES.values()))[0]
+        wish = "simplemind" if self._random.random() < 0.4 else None
+        asked = Asked(question.prompt, wish, self._random.random() < 0.4)
+        waited_s = 0.0
+        while waited_s < _GIVE_UP_S:
             worker = self._random.choice(self._workers)
+            door, life = Door(http, f"http://{worker.url}", self._world.miner, signer), worker.life
             try:
-                model, text = await self._attempt(http, signer, worker, asked)
+                model, text = await WIRES[wire](door, asked)
             except (httpx.HTTPError, Refused) as error:
-                self.tally.retried[str(error) if isinstance(error, Refused) else type(error).__name__] += 1
+                outcome = str(error) if isinstance(error, Refused) else type(error).__name__
+                tally.attempts[wire][outcome] += 1
+                wordless = isinstance(error, httpx.HTTPError | CutOff)
+                if wordless and life is not None and worker.life is life:
+                    tally.dropped.append(f"{wire}: {outcome} {error}, worker {worker.index}")
                 await asyncio.sleep(0.3)
+                waited_s = time.monotonic() - began
                 continue
-            tally = self.tally
-            tally.answered += 1
-            tally.streamed += bool(asked["stream"])
+            tally.attempts[wire]["answered"] += 1
+            tally.answered[wire] += 1
+            tally.streamed += asked.stream
             tally.models[model] += 1
-            tally.seconds.append(time.monotonic() - began)
+            tally.waited_s.append(time.monotonic() - began)
             if text not in question.answers.get(model, []):
-                tally.wrong.append(f"{model}: {text!r} to {question.prompt[:40]!r}")
+                tally.wrong.append(f"{model} over {wire}: {text!r} to {question.prompt[:40]!r}")
             return
-        self.tally.lost.append(question.prompt[:40])
-
-    async def _attempt(
-        self, http: httpx.AsyncClient, signer: HotkeySigner, worker: Worker, asked: dict[str, object]
-    ) -> tuple[str, str]:
-        body = json.dumps(asked).encode()
-        headers = signer.sign(body, method="POST", path=_PATH, receiver=self._world.miner)
-        answer = await http.post(f"http://{worker.url}{_PATH}", content=body, headers=headers)
-        if answer.status_code != 200:
-            raise Refused(f"{answer.status_code}")
-        if not asked["stream"]:
-            content = answer.json()
-            return content["model"], content["text"]
-        events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]
-        if not events or "done" not in events[-1]:
-            raise Refused("stream cut off" if not events else "error in a stream")
-        return events[-1]["model"], "".join(event["text"] for event in events[:-1])
+        tally.waited_s.append(waited_s)
+        tally.lost.append(f"{wire}: {question.prompt[:40]!r}")
 
     async def _intrude_on(self, http: httpx.AsyncClient) -> None:
         """Replays, tampering, strangers, missing signatures and noise; nobody may get in, whatever else goes on."""
         while not self._stopping.is_set():
-            worker = self._random.choice(self._workers)
-            body = json.dumps({"prompt": self._random.choice(self._world.questions).prompt, "max_tokens": 1}).encode()
             kind = self._random.choice(["replay", "tampered", "stranger", "unsigned", "noise"])
             with suppress(httpx.HTTPError, OSError):
-                await self._intrude(http, worker, kind, body)
+                await self._intrude(http, self._random.choice(self._workers), kind)
             await self._pause()
 
-    async def _intrude(self, http: httpx.AsyncClient, worker: Worker, kind: str, body: bytes) -> None:
-        url, receiver = f"http://{worker.url}{_PATH}", self._world.miner
+    async def _intrude(self, http: httpx.AsyncClient, worker: Worker, kind: str) -> None:
         if kind == "noise":
             host, _, port = worker.url.rpartition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
@@ -126,16 +118,23 @@ class Callers:
             writer.close()
             self._note(kind, int(answer.split(b" ")[1]) if answer else 400)
             return
+        legacy = kind != "tampered" and self._random.random() < 0.3  # whose signature does not cover the body
+        path, prompt = SYNAPSE if legacy else _PATH, self._random.choice(self._world.questions).prompt
+        body = json.dumps({"prompt": prompt, "max_tokens": 1} | ({"context": ""} if legacy else {})).encode()
         signer = self._world.stranger if kind == "stranger" else self._world.validators[0]
-        headers = signer.sign(body, method="POST", path=_PATH, receiver=receiver) if kind != "unsigned" else {}
+        headers: dict[str, str] = {}
+        if kind != "unsigned":
+            miner = self._world.miner
+            own = signer.sign(body, method="POST", path=path, receiver=miner)
+            headers = dendrite_headers(signer, miner) if legacy else own
         if kind == "replay":
-            first = await http.post(url, content=body, headers=headers)
+            first = await http.post(f"http://{worker.url}{path}", content=body, headers=headers)
             if first.status_code != 200:
                 return
-            other = self._random.choice(self._workers)
-            url = f"http://{other.url}{_PATH}"
+            worker = self._random.choice(self._workers)
         sent = body.replace(b'"max_tokens": 1', b'"max_tokens": 9') if kind == "tampered" else body
-        self._note(kind, (await http.post(url, content=sent, headers=headers)).status_code)
+        answer = await http.post(f"http://{worker.url}{path}", content=sent, headers=headers)
+        self._note(f"{'dendrite ' * legacy}{kind}", answer.status_code)
 
     def _note(self, kind: str, status: int) -> None:
         self.tally.refused[f"{kind}: {status}"] += 1
@@ -145,7 +144,3 @@ class Callers:
     async def _pause(self) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), self._random.expovariate(1 / self._pause_s))
-
-
-class Refused(Exception):  # noqa: N818
-    """An answer that is none, and that asking again may cure."""

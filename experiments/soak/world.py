@@ -32,6 +32,9 @@ from subtensor_node import SubtensorNode, fixtures  # noqa: E402
 
 ARCHITECTURES = ("hfa", "simplemind")
 MAX_TOKENS = 8
+POISON = "\x07"  # what a poisoned model fails at: in some questions, and in no request of a warm-up
+_POISONED = 5  # every so many questions have it
+_MUTE = 0  # a channel of the features that no logit depends on, in any model here
 _SPREAD = 4.0
 _MARGIN = 0.02  # between the likeliest two logits of every step: no rounding turns such an answer
 _SIZES = {
@@ -76,6 +79,7 @@ class World:
         folder.mkdir(parents=True)
         self.folder = folder.resolve()
         self.versions = {name: [_model(name, seed + version) for version in (0, 1)] for name in ARCHITECTURES}
+        self._seed = seed
         self.questions = list(self._questions(seed, num_questions))
         for name in ARCHITECTURES:
             self.deploy(name, 0)
@@ -91,6 +95,17 @@ class World:
         """Make a version of an architecture's weights its latest artifact."""
         self.artifact(name).parent.mkdir(parents=True, exist_ok=True)
         model = self.versions[name][version]
+        checkpoint.save(self.artifact(name), model=model, tokenizer=ByteTokenizer(), provenance={"version": version})
+
+    def poison(self, name: str, version: int) -> None:
+        """Deploy a version that answers everything as ever, but fails wherever it reads `POISON`.
+
+        The embedding of that byte overflows in a channel that the head does not see: its features are NaN, and so is
+        all that follows it; the logits of everything else are what they were.
+        """
+        model = _model(name, self._seed + version)
+        with torch.no_grad():
+            model.embedding.weight[ord(POISON), _MUTE] = 3e38
         checkpoint.save(self.artifact(name), model=model, tokenizer=ByteTokenizer(), provenance={"version": version})
 
     def artifact(self, name: str) -> Path:
@@ -111,6 +126,8 @@ class World:
         while count:
             length = int(10 ** (1 + 2.3 * torch.rand((), generator=generator).item()))  # 10 to 2,000 bytes
             prompt = bytes(torch.randint(32, 127, (length,), generator=generator).tolist()).decode()
+            if count % _POISONED == 0:
+                prompt = f"{prompt[:-5]}{POISON}{prompt[-5:]}"
             alone = {name: [_answer(model, prompt) for model in self.versions[name]] for name in ARCHITECTURES}
             if any(given is None for both in alone.values() for given in both):
                 continue
@@ -123,12 +140,16 @@ class World:
 
 
 class Worker:
-    """One `python mine.py`, on the chain, with the hotkey and the nonces of all workers."""
+    """One `python mine.py`, on the chain, with the hotkey and the nonces of all workers.
+
+    `life` is a new object with every start, and None from before it is killed until it is ready again.
+    """
 
     def __init__(self, world: World, index: int) -> None:
         self.world, self.index = world, index
         self.log = world.folder / f"worker{index}.log"
         self.url = ""
+        self.life: object | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -165,9 +186,11 @@ class Worker:
                 raise RuntimeError(f"worker {self.index} did not come up; {self.log} says why")
             time.sleep(0.1)
         self.url = said.partition(b" at http://")[2].split()[0].decode()
+        self.life = object()
 
     def kill(self) -> None:
         assert self.process is not None
+        self.life = None
         self.process.kill()
         self.process.wait()
 
@@ -212,6 +235,7 @@ def _model(name: str, seed: int) -> LanguageModel:
         for parameter in model.parameters():  # away from the start of training, where a model repeats its last token
             if parameter.ndim > 1:
                 parameter += _SPREAD * parameter.std() * torch.randn_like(parameter)
+        model.norm.weight[_MUTE] = 0.0
     return model.eval()
 
 
