@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.claims import counted
 from experiments.claims.claim import REPO, Claim, Table
-from experiments.claims.counted import counted
 from experiments.claims.documents import documents, filled, unknown_figures
 from experiments.claims.studies import tables as study_tables
 from hfa.errors import HFAError
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = read_ledger()
     if asked.write or not asked.fast:
         facts = provenance({"seed": 0})
-        tables["counted"] = counted({key: facts[key] for key in ("commit", "date", "torch")})
+        made = {key: facts[key] for key in ("commit", "dirty", "date", "torch")}
+        tables |= {table.name: table for table in counted.counted(made)}
     if asked.write:
         write(tables)
         return 0
@@ -76,17 +77,36 @@ def write(tables: dict[str, Table]) -> None:
 
 
 def differences(found: dict[str, Table], kept: dict[str, Table]) -> list[str]:
-    """What the results say now, and the ledger does not."""
+    """What the results say now and the ledger does not, and what the ledger says and no result does.
+
+    What is counted may differ by `TOLERANCE`, and what was not counted again is not missed.
+    """
+    expected = {name: table for name, table in kept.items() if name in found or name not in counted.TABLES}
     lines = []
-    for name, table in found.items():
-        old = {claim.claim: claim for claim in kept[name].claims} if name in kept else {}
-        for claim in table.claims:
-            before = old.get(claim.claim)
-            if before is None:
-                lines.append(f"{name}: not in the ledger: {claim.claim} = {claim.shown}")
-            elif abs(claim.value - before.value) > (TOLERANCE if name == "counted" else 1e-5) * abs(before.value):
-                lines.append(f"{name}: {claim.claim}: {claim.shown} now, {before.shown} in the ledger")
+    for name in sorted({*found, *expected}):
+        new, old = (
+            {claim.claim: claim for claim in tables[name].claims} if name in tables else {}
+            for tables in (found, expected)
+        )
+        for said in dict.fromkeys([*new, *old]):
+            if said not in old:
+                lines.append(f"{name}: not in the ledger: {said} = {new[said].shown}")
+            elif said not in new:
+                lines.append(f"{name}: in no result: {said} = {old[said].shown}")
+            elif not _same(new[said], old[said], TOLERANCE if name in counted.TABLES else 0.0):
+                lines.append(f"{name}: {said}: {_written(new[said])} now, {_written(old[said])} in the ledger")
     return [f"{line}; python -m experiments.claims --write" for line in lines]
+
+
+def _same(new: Claim, old: Claim, tolerance: float) -> bool:
+    if tolerance:
+        return abs(new.value - old.value) <= tolerance * abs(old.value)
+    return all(new.to_json()[key] == old.to_json()[key] for key in ("shown", "value", "interval", "source"))
+
+
+def _written(claim: Claim) -> str:
+    """A figure as it is shown, with what its cell may leave out."""
+    return f"{claim.shown} ({claim.value:.6g}, {claim.interval or 'no interval'})"
 
 
 def document_errors(kept: dict[str, Table]) -> list[str]:

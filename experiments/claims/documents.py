@@ -15,7 +15,7 @@ from experiments.claims.claim import REPO, Table
 from hfa.errors import HFAError
 
 GIVEN = Path(__file__).parent / "given.txt"
-_BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|<!--.*?-->|arXiv \S+", re.DOTALL)
 _NUMBER = r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?"
 _UNITS = r"tokens/s|ms|s|seconds|minutes|hours|KiB|MiB|GiB|MB|GB|bits per byte|times|TFLOP|GFLOP|MFLOP"
@@ -44,7 +44,7 @@ def filled(text: str, tables: Mapping[str, Table], name: str = "the document") -
     def table(match: re.Match[str]) -> str:
         if match[2] not in tables:
             raise HFAError(f"{name}: there is no table {match[2]!r}; there are {', '.join(tables)}.")
-        return f"{match[1]}{tables[match[2]].markdown()}{match[3]}"
+        return f"{match[1]}{tables[match[2]].markdown()}\n{match[3]}"
 
     return _BLOCK.sub(table, text)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.claim import REPO, Claim, Table, read
+from experiments.claims.claim import Claim, Table, read
 from experiments.complexity.measure import Regime
 from experiments.complexity.report import Results
 
@@ -17,17 +17,21 @@ _QUICKSTART = "experiments/quickstart/results/{}.json"
 _COMPLEXITY = "experiments/complexity/results/{}.json"
 _SOAK = "experiments/soak/results/soak.json"
 _TITLES = {"hfa": "HFA", "simplemind": "SimpleMind"}
+_MISSING = "-"  # a peer that was too slow at a length, or failed there
+_PEERS = {"xlstm": "xLSTM", "minimax": "MiniMax lightning attention", "llama": "Llama, SDPA"}
+_PREFILL = {  # what leaves nothing out in prefill, as the peers do not, beside what does
+    "hfa": "HFA",
+    "hfa-all-features": "HFA, all features",
+    "simplemind": "SimpleMind",
+    "simplemind-all-features": "SimpleMind, all features",
+}
 
 
 def tables() -> Iterator[Table]:
     """Every table; one whose results are not recorded says so."""
     yield quickstart()
-    yield prefill("prefill-short", {"hfa": "HFA", "xlstm": "xLSTM, the fastest linear peer", "llama": "Llama, SDPA"})
-    yield prefill(
-        "prefill",
-        {"hfa": "HFA", "xlstm": "xLSTM", "minimax": "MiniMax lightning attention", "llama": "Llama, SDPA"},
-        ratios=True,
-    )
+    yield prefill("prefill-short", {**_PREFILL, "xlstm": "xLSTM, the fastest linear peer", "llama": "Llama, SDPA"})
+    yield prefill("prefill", {**_PREFILL, **_PEERS}, ratios=True)
     yield training("train", body_only=False)
     yield training("train-body", body_only=True)
     yield decode()
@@ -65,32 +69,34 @@ def prefill(name: str, models: dict[str, str], *, ratios: bool = False) -> Table
 
 def training(name: str, *, body_only: bool) -> Table:
     """Tokens a second of forward and backward, with head and loss or without."""
-    models = {"hfa": "HFA", "minimax": "MiniMax lightning attention", "xlstm": "xLSTM", "llama": "Llama, SDPA"}
-    return _speeds(name, "train", models, ratios=True, body_only=body_only)
+    return _speeds(name, "train", {**_TITLES, **_PEERS}, ratios=True, body_only=body_only)
 
 
 def decode() -> Table:
     """Milliseconds a token by context."""
-    models = {"hfa": "HFA", "minimax": "MiniMax lightning attention", "xlstm": "xLSTM", "llama": "Llama, SDPA"}
-    return _speeds("decode", "decode", models, digits=1)
+    return _speeds("decode", "decode", {**_TITLES, **_PEERS}, digits=1)
 
 
 def slopes() -> Table:
-    """Slope of log time over log length, with its bootstrap interval."""
+    """Slopes of HFA's log time and log peak memory over log length, with their bootstrap intervals."""
     rows, claims = [], []
-    for regime, title in (("prefill", "prefill"), ("train", "training")):
-        source = recorded(regime)
+    regimes: dict[Regime, str] = {"prefill": "prefill", "train": "training", "decode": "decode, of a token"}
+    for regime, title in regimes.items():
+        source = _COMPLEXITY.format(regime)
         data, made = read(source)
-        slope = Results(data).slope("hfa", regime)  # type: ignore[arg-type]
-        if slope is None:
-            continue
-        ends = f" [{slope.interval[0]:.3f}, {slope.interval[1]:.3f}]" if slope.interval else ""
-        shown = f"{slope.value:.3f}{ends}"
-        said = f"slope of HFA's log time over log length, {title}, {slope.lengths[0]:,} to {slope.lengths[-1]:,} tokens"
-        claims.append(
-            Claim(claim=said, shown=shown, value=slope.value, interval=slope.interval, source=source, made=made)
-        )
-        rows.append([title, f"{slope.lengths[0]:,} to {slope.lengths[-1]:,}", shown])
+        results = Results(data)
+        found = {"time": results.slope("hfa", regime), "peak memory": results.peak_slope("hfa", regime)}
+        for what, slope in found.items():
+            if slope is None:
+                continue
+            span = f"{slope.lengths[0]:,} to {slope.lengths[-1]:,}"
+            said = f"slope of HFA's log {what} over log length, {title}, {span} tokens"
+            claims.append(
+                Claim(
+                    claim=said, shown=str(slope), value=slope.value, interval=slope.interval, source=source, made=made
+                )
+            )
+            rows.append([f"{title}: {what}", span, str(slope)])
     return Table(name="slopes", head=["HFA", "tokens", "slope [95% interval]"], rows=rows, claims=claims)
 
 
@@ -144,13 +150,14 @@ def _speeds(
     body_only: bool = False,
     digits: int = 0,
 ) -> Table:
-    source = recorded(regime)
+    source = _COMPLEXITY.format(regime)
     data, made = read(source)
     results = Results(data)
-    lengths = [n for n in results.lengths(regime) if all(results.rates(model, regime, n) for model in models)]
+    models = {model: title for model, title in models.items() if model in results.tried(regime)}
+    rates = {(m, n): _rates(results, m, regime, n, body_only) for m in models for n in results.lengths(regime)}
+    middle = {key: statistics.median(values) for key, values in rates.items() if values}
+    lengths = sorted({n for m, n in middle if results.models[m]["ours"]})
     what = "ms a token" if regime == "decode" else "tokens/s"
-    rates = {(m, n): _rates(results, m, regime, n, body_only) for m in models for n in lengths}
-    middle = {key: statistics.median(values) for key, values in rates.items()}
     claims: list[Claim] = []
 
     def add(title: str, length: int, shown: str, value: float, spread: list[float]) -> str:
@@ -159,33 +166,37 @@ def _speeds(
         claims.append(Claim(claim=said, shown=shown, value=value, interval=interval, source=source, made=made))  # type: ignore[arg-type]
         return shown
 
-    rows = [
-        [title, *(add(title, n, f"{middle[m, n]:,.{digits}f}", middle[m, n], rates[m, n]) for n in lengths)]
-        for m, title in models.items()
-    ]
-    if ratios:
-        linear = [model for model in models if model in results.linear_peers()]
-        others = {"HFA over the fastest linear peer": linear, "HFA over Llama": ["llama"]}
-        for title, peers in others.items():
-            values = [middle["hfa", n] / max(middle[peer, n] for peer in peers) for n in lengths]
-            rows.append([title, *(add(title, n, f"{v:.2f}", v, []) for n, v in zip(lengths, values, strict=True))])
+    def speed(model: str, length: int) -> str:
+        if (model, length) not in middle:
+            return _MISSING
+        value = middle[model, length]
+        return add(models[model], length, f"{value:,.{digits}f}", value, rates[model, length])
+
+    def ratio(title: str, model: str, peers: list[str], length: int) -> str:
+        theirs = [middle[peer, length] for peer in peers if (peer, length) in middle]
+        if (model, length) not in middle or not theirs:
+            return _MISSING
+        value = middle[model, length] / max(theirs)
+        return add(title, length, f"{value:.2f}", value, [])
+
+    rows = [[title, *(speed(model, n) for n in lengths)] for model, title in models.items()]
+    ours = [model for model in models if results.models[model]["ours"]] if ratios else []
+    linear = [model for model in models if model in results.linear_peers()]
+    for model in ours:
+        for other, peers in (("the fastest linear peer", linear), ("Llama", ["llama"])):
+            title = f"{models[model]}{',' if ',' in models[model] else ''} over {other}"
+            rows.append([title, *(ratio(title, model, peers, n) for n in lengths)])
     head = ["sequence, tokens" if regime == "train" else "context, tokens", *(f"{length:,}" for length in lengths)]
     return Table(name=name, head=head, rows=rows, claims=claims)
 
 
 def _rates(results: Results, model: str, regime: Regime, length: int, body_only: bool) -> list[float]:
     rates = results.rates(model, regime, length)
-    if not body_only:
+    if not body_only or not rates:
         return rates
     row = results.row(model, regime, length)
     shares = (1 - head_s / all_s for head_s, all_s in zip(row["head_seconds"], row["seconds"], strict=True))
     return [rate / share for rate, share in zip(rates, shares, strict=True)]
-
-
-def recorded(regime: str) -> str:
-    """The run that a regime is read from: its own, or the one of all regimes."""
-    own = _COMPLEXITY.format(regime)
-    return own if (REPO / own).exists() else _COMPLEXITY.format("complexity")
 
 
 def _answers(data: dict[str, Any], task: str, length: int) -> dict[str, Any]:

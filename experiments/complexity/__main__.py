@@ -1,7 +1,7 @@
 """`python -m experiments.complexity`: what every model costs, ours beside what people use today.
 
-Prefill, training and decode against the length, all models in turn in one run: ``--quick`` takes minutes, the full
-form a few hours. ``--help`` says what can be chosen.
+Prefill, training and decode against the length, all models in turn in one run, each of the three into a file of its
+own: ``--quick`` takes minutes, the full form a few hours. ``--help`` says what can be chosen.
 """
 
 from __future__ import annotations
@@ -11,19 +11,25 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from rich.console import Console
 
 from hfa.errors import ConfigError, HFAError
 
+if TYPE_CHECKING:
+    from experiments.complexity.measure import Regime
+
 RESULTS = Path(__file__).parent / "results"
 OUTPUTS = Path("outputs/complexity")
 REGIMES = ("prefill", "train", "decode")
 DEFAULT_MODELS = (
-    "hfa", "hfa-tiny", "simplemind", "transformer", "llama", "gated-deltanet", "minimax", "xlstm", "mamba2",
+    "hfa", "hfa-all-features", "hfa-tiny", "simplemind", "simplemind-all-features", "transformer",
+    "llama", "gated-deltanet", "minimax", "xlstm", "mamba2",
 )  # fmt: skip
 FULL = {
     "prefill": (1024, 4096, 16384, 65536, 131072),
@@ -45,22 +51,36 @@ def main(arguments: list[str]) -> int:
     """Run the study, or draw a run that is there; returns the exit code."""
     options = parse(arguments)
     if options.plot:
-        show(json.loads(options.plot.read_text(encoding="utf-8")), options.plot.with_suffix(".png"), options.clock)
+        show(options.plot, options.clock)
         return 0
     os.environ.update(environment(options.threads))  # before torch is imported, here and in the workers
+    check_models(options.models)
+    show([measure(options, regime) for regime in options.regimes], options.clock)
+    return 0
+
+
+def measure(options: argparse.Namespace, regime: Regime) -> Path:
+    """Run one regime into a file of its own, so that one can be measured anew without the others.
+
+    Its ratios are of models that were measured in turn, so a file is of one run: a record is replaced as a whole,
+    once that run is through.
+
+    Returns:
+        The file.
+    """
+    from experiments.complexity.measure import entries
     from experiments.complexity.study import Plan, Study
 
-    check_models(options.models)
     plan = Plan(
-        models=options.models,
-        lengths={regime: options.lengths[regime] for regime in options.regimes},
+        models=tuple(name for name in options.models if regime == "prefill" or not entries()[name].prefill_only),
+        lengths={regime: options.lengths[regime]},
         repeats=options.repeats,
         limit_s=options.limit_s,
         cell_s=options.cell_s,
         threads=options.threads,
         seed=options.seed,
     )
-    path = (RESULTS if options.record else OUTPUTS) / "complexity.json"
+    path = OUTPUTS / f"{regime}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = provenance(plan)
 
@@ -71,9 +91,7 @@ def main(arguments: list[str]) -> int:
     study.run()
     facts["load_at_end"] = os.getloadavg()[0]
     keep(study.rows)
-    show(json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png"), options.clock)
-    console.print(f"  results: {path}")
-    return 0
+    return Path(shutil.copy(path, RESULTS / path.name)) if options.record else path
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -96,8 +114,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cell-s", type=float, help="repeat no further beyond this (default: 150; quick: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="few and short lengths: minutes")
-    parser.add_argument("--record", action="store_true", help="keep the results beside the study, in results/")
-    parser.add_argument("--plot", type=Path, metavar="JSON", help="measure nothing: show and draw this run")
+    parser.add_argument(
+        "--record", action="store_true", help="keep a regime's results beside the study, once it is through"
+    )
+    parser.add_argument(
+        "--plot", type=Path, nargs="+", metavar="JSON", help="measure nothing: show and draw what runs wrote"
+    )
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="that tables and plot go by (default: %(default)s)"
     )
@@ -116,8 +138,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for key in ("repeats", "threads", "limit_s", "cell_s"):
         if getattr(options, key) <= 0:
             raise ConfigError(f"--{key.replace('_', '-')}", getattr(options, key), "more than 0")
-    if options.plot and not options.plot.is_file():
-        raise ConfigError("--plot", str(options.plot), "a JSON file that a run wrote")
+    for path in options.plot or []:
+        if not path.is_file():
+            raise ConfigError("--plot", str(path), "a JSON file that a run wrote")
     return options
 
 
@@ -227,24 +250,26 @@ def rounded(value: Any) -> Any:
     return [rounded(one) for one in value] if isinstance(value, list) else value
 
 
-def show(data: dict[str, Any], picture: Path, clock: Literal["wall", "cpu"]) -> None:
-    """The tables of a run, and its picture."""
+def show(paths: Sequence[Path], clock: Literal["wall", "cpu"]) -> None:
+    """The tables of runs of different regimes, and a picture of each beside its file."""
     from experiments.complexity.plot import plot
     from experiments.complexity.report import Results, skipped, tables
 
-    results = Results(data, clock)
-    for table in tables(results):
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    models = {name: facts for run in runs for name, facts in run["models"].items()}
+    rows = [row for run in runs for row in run["rows"]]
+    for table in tables(Results({**runs[0], "models": models, "rows": rows}, clock)):
         console.print(table)
-    for line in skipped(results):
-        console.print(f"  {line}", style="dim")
-    made = results.provenance
-    console.print(
-        f"  {(made['commit'] or 'no commit')[:9]}{' (changed)' if made['dirty'] else ''},"
-        f" {made['machine']['processor']},"
-        f" {made['threads']} thread(s), {clock} clock; load {made['load_at_start']:.1f} before and"
-        f" {made.get('load_at_end', float('nan')):.1f} after"
-    )
-    console.print(f"  plot: {plot(results, picture)}")
+    for path, run in zip(paths, runs, strict=True):
+        results, made = Results(run, clock), run["provenance"]
+        for line in skipped(results):
+            console.print(f"  {line}", style="dim")
+        console.print(
+            f"  {path}: {(made['commit'] or 'no commit')[:9]}{' (changed)' if made['dirty'] else ''},"
+            f" {made['machine']['processor']},"
+            f" {made['threads']} thread(s), {clock} clock; load {made['load_at_start']:.1f} before and"
+            f" {made.get('load_at_end', float('nan')):.1f} after; plot: {plot(results, path.with_suffix('.png'))}"
+        )
 
 
 if __name__ == "__main__":
@@ -254,5 +279,5 @@ if __name__ == "__main__":
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; what was measured is kept.\n")
+        sys.stderr.write(f"Interrupted; what was measured is kept in {OUTPUTS}.\n")
         sys.exit(130)

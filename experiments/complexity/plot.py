@@ -28,12 +28,14 @@ _COLOURS = (
     "#8C564B",
     "#7F7F7F",
     "#999933",
+    "#5E3C99",
 )
-_MARKERS = "os^DvPX*<>"
+_MARKERS = "os^DvPX*<>hp"
+_TITLES = {"prefill": "prefill", "train": "training: forward, loss, backward", "decode": "decode"}
 
 
 def plot(results: Results, path: Path) -> Path:
-    """Speed of prefill, training and decode, and peak memory of prefill, against the length.
+    """Speed and peak memory against the length, a row for each regime of the run.
 
     Medians, with bars between the quartiles.
 
@@ -44,12 +46,12 @@ def plot(results: Results, path: Path) -> Path:
     Returns:
         `path`.
     """
-    figure = Figure(figsize=(12, 9), dpi=130, layout="constrained")
-    grid = figure.subplots(2, 2)
-    _speed(grid[0, 0], results, "prefill", "prefill", "tokens/s")
-    _speed(grid[0, 1], results, "train", "training: forward, loss, backward", "tokens/s")
-    _speed(grid[1, 0], results, "decode", "decode", "ms a token (less is better)")
-    _memory(grid[1, 1], results)
+    regimes = results.regimes() or ["prefill"]
+    figure = Figure(figsize=(12, 5 * len(regimes)), dpi=130, layout="constrained")
+    grid = figure.subplots(len(regimes), 2, squeeze=False)
+    for (speed, memory), regime in zip(grid, regimes, strict=True):
+        _speed(speed, results, regime)
+        _memory(memory, results, regime)
     figure.suptitle(_title(results), fontsize=12)
     handles: dict[str, Artist] = {}
     for axes in grid.flat:
@@ -61,18 +63,15 @@ def plot(results: Results, path: Path) -> Path:
     return path
 
 
-def _speed(axes: Axes, results: Results, regime: Regime, title: str, unit: str) -> None:
+def _speed(axes: Axes, results: Results, regime: Regime) -> None:
+    unit = "ms a token (less is better)" if regime == "decode" else "tokens/s"
     _lines(axes, results, regime, lambda name, length: results.rates(name, regime, length))
-    _label(axes, title, unit, "tokens of context" if regime == "decode" else "tokens")
+    _label(axes, _TITLES[regime], unit, regime)
 
 
-def _memory(axes: Axes, results: Results) -> None:
-    def mib(name: str, length: int) -> list[float]:
-        peak = results.row(name, "prefill", length).get("peak_bytes")
-        return [] if peak is None else [peak / (1 << 20)]
-
-    _lines(axes, results, "prefill", mib)
-    _label(axes, "peak memory of prefill, beyond the weights", "MiB (less is better)", "tokens")
+def _memory(axes: Axes, results: Results, regime: Regime) -> None:
+    _lines(axes, results, regime, lambda name, n: [peak / (1 << 20) for peak in results.peaks(name, regime, n)])
+    _label(axes, f"{_TITLES[regime]}: peak memory beyond the weights", "MiB (less is better)", regime)
 
 
 def _lines(axes: Axes, results: Results, regime: Regime, values: Callable[[str, int], list[float]]) -> None:
@@ -96,10 +95,10 @@ def _lines(axes: Axes, results: Results, regime: Regime, values: Callable[[str, 
         )
 
 
-def _label(axes: Axes, title: str, unit: str, x: str) -> None:
+def _label(axes: Axes, title: str, unit: str, regime: Regime) -> None:
     axes.set_title(title, fontsize=11)
     axes.set_ylabel(unit)
-    axes.set_xlabel(x)
+    axes.set_xlabel("tokens of context" if regime == "decode" else "tokens")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     lengths = sorted({float(v) for line in axes.lines for v in np.asarray(line.get_xdata()).tolist()})

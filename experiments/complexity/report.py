@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,11 +11,12 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
-from experiments.complexity.measure import STATE_TOKENS, Regime
+from experiments.complexity.measure import LEAST_ROUNDS, STATE_TOKENS, Regime
+from experiments.complexity.subjects import ALL_FEATURES
 
 OURS = "hfa"
 TRANSFORMER_PEER = "llama"
-SLOPE_FROM = 4096  # tokens; below it what every call costs hides the growth
+SLOPE_FROM = {"prefill": 4096, "train": 4096, "decode": 1}  # tokens; below it what every call costs hides the growth
 _DRAWS = 2000
 _MIB = 1 << 20
 
@@ -66,10 +67,31 @@ class Results:
         every: tuple[Regime, ...] = ("prefill", "train", "decode")
         return [regime for regime in every if regime in there]
 
+    def tried(self, regime: Regime) -> dict[str, dict[str, Any]]:
+        """The models of which anything of `regime` was tried."""
+        there = {row["model"] for row in self.rows if row["regime"] == regime}
+        return {name: facts for name, facts in self.models.items() if name in there}
+
+    def peaks(self, model: str, regime: Regime, length: int) -> list[float]:
+        """Peak memory of every measurement of one cell, in bytes; earlier records have the largest only."""
+        found = self.row(model, regime, length).get("peak_bytes", [])
+        return list(found) if isinstance(found, list) else [found]
+
     def slope(self, model: str, regime: Regime) -> Slope | None:
-        """The slope of log time over log length from `SLOPE_FROM` tokens; None with fewer than two lengths."""
-        cells = {n: self.seconds(model, regime, n) for n in self.lengths(regime) if n >= SLOPE_FROM}
-        return fit_slope({n: seconds for n, seconds in cells.items() if seconds}, seed=self.provenance["seed"])
+        """The slope of log time over log length, in decoding of a token's over log context, from `SLOPE_FROM` tokens.
+
+        None with fewer than two lengths.
+        """
+        return self._slope(regime, lambda length: self.seconds(model, regime, length))
+
+    def peak_slope(self, model: str, regime: Regime) -> Slope | None:
+        """The same of peak memory."""
+        return self._slope(regime, lambda length: self.peaks(model, regime, length))
+
+    def _slope(self, regime: Regime, measured: Callable[[int], list[float]]) -> Slope | None:
+        cells = {n: measured(n) for n in self.lengths(regime) if n >= SLOPE_FROM[regime]}
+        usable = {n: values for n, values in cells.items() if values and min(values) > 0}
+        return fit_slope(usable, seed=self.provenance["seed"])
 
     def allocated(self, model: str, regime: Regime) -> dict[int, float]:
         """Bytes allocated a token, by the length at which they were counted; in decoding by the context."""
@@ -108,7 +130,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Slope:
-    """A slope with its 95% bootstrap interval, None where no cell was measured more than once."""
+    """A slope with its 95% bootstrap interval, None where a cell was measured less than three times."""
 
     value: float
     interval: tuple[float, float] | None
@@ -116,15 +138,16 @@ class Slope:
 
     def __str__(self) -> str:
         if self.interval is None:
-            return f"{self.value:.3f}, measured once"
+            return f"{self.value:.3f}, measured too seldom"
         return f"{self.value:.3f} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
 
 
 def fit_slope(cells: Mapping[int, Sequence[float]], seed: int) -> Slope | None:
-    """The slope of log median seconds over log length, by least squares.
+    """The slope of the log of medians over log length, by least squares.
 
     The interval is the middle 95% of the slopes of 2,000 draws, each of which takes as many measurements of every
-    length as there are, with replacement.
+    length as there are, with replacement. A length that was measured once would be the same in all of them, and the
+    interval too narrow: there is none then.
 
     Args:
         cells: length to its measurements, none empty.
@@ -139,11 +162,11 @@ def fit_slope(cells: Mapping[int, Sequence[float]], seed: int) -> Slope | None:
     x = np.log(lengths)
     x = x - x.mean()
 
-    def slope(seconds: list[float]) -> float:
-        return float((x * np.log(seconds)).sum() / (x * x).sum())
+    def slope(medians: list[float]) -> float:
+        return float((x * np.log(medians)).sum() / (x * x).sum())
 
     value = slope([statistics.median(cells[n]) for n in lengths])
-    if all(len(cells[n]) < 2 for n in lengths):
+    if any(len(cells[n]) < LEAST_ROUNDS for n in lengths):
         return Slope(value, None, tuple(lengths))
     generator = np.random.default_rng(seed)
     draws = [
@@ -178,9 +201,11 @@ def requirements(results: Results, model: str = OURS) -> Iterator[Requirement]:
     yield _slope_requirement(results, model, "train")
     state = results.models.get(model, {}).get(f"state_bytes_{STATE_TOKENS}")
     yield Requirement(f"state of {STATE_TOKENS:,} tokens, MiB", None if state is None else state / _MIB, 256, False)
-    for length in (4096, 16384, 65536):
-        ratio = results.over_fastest_linear(model, "prefill", length)
-        yield Requirement(f"prefill {short(length)}, over the fastest linear peer", *_value(ratio, 1.0, True))
+    for name in (model, model + ALL_FEATURES):
+        what = "" if name == model else "all features of "
+        for length in (4096, 16384, 65536) if name in results.models else ():
+            ratio = results.over_fastest_linear(name, "prefill", length)
+            yield Requirement(f"{what}prefill {short(length)}, over the fastest linear peer", *_value(ratio, 1.0, True))
     for length, least in ((16384, 1.5), (65536, 6.0)):
         over = results.over(model, TRANSFORMER_PEER, "prefill", length)
         yield Requirement(f"prefill {short(length)}, over Llama", over, least, True)
@@ -235,7 +260,7 @@ def _speed_table(results: Results, regime: Regime, body_only: bool = False) -> T
     lengths = results.lengths(regime)
     for length in lengths:
         table.add_column(short(length), justify="right")
-    for name, facts in results.models.items():
+    for name, facts in results.tried(regime).items():
         cells = [_speed(results, name, regime, length, body_only) for length in lengths]
         table.add_row(facts["title"], *cells, style="bold" if facts["ours"] else "")
     return table
@@ -255,25 +280,17 @@ def _speed(results: Results, name: str, regime: Regime, length: int, body_only: 
 
 
 def _cost_table(results: Results) -> Table:
-    table = Table(title="\ngrowth and memory", title_style="bold")
+    table = Table(title="\ngrowth of time and state; slope \\[95% interval]", title_style="bold")
     table.add_column("model", no_wrap=True)
-    for column in ("body", "prefill slope", "training slope", f"state of {STATE_TOKENS:,}"):
+    for column in ("body", f"state of {STATE_TOKENS:,}", *(f"{regime} slope" for regime in results.regimes())):
         table.add_column(column, justify="right")
-    peaks = [(regime, max(results.lengths(regime))) for regime in results.regimes() if regime != "decode"]
-    for regime, length in peaks:
-        table.add_column(f"peak, {regime} {short(length)}", justify="right")
-    table.add_column("allocated a token", justify="right")
     for name, facts in results.models.items():
-        slopes = [str(slope or "-") for slope in (results.slope(name, "prefill"), results.slope(name, "train"))]
         state = facts.get(f"state_bytes_{STATE_TOKENS}")
-        memory = [results.row(name, regime, length).get("peak_bytes") for regime, length in peaks]
-        counted = [results.row(name, "prefill", n).get("allocated_bytes_per_token") for n in results.lengths("prefill")]
         table.add_row(
             facts["title"],
             f"{facts.get('body_parameters', 0) / 1e6:.1f}M",
-            *slopes,
-            *("-" if size is None else f"{size / _MIB:,.1f} MiB" for size in (state, *memory)),
-            next((f"{size / 1024:,.0f} KiB" for size in reversed(counted) if size), "-"),
+            "-" if state is None else f"{state / _MIB:,.1f} MiB",
+            *(_escaped(results.slope(name, regime)) for regime in results.regimes()),
             style="bold" if facts["ours"] else "",
         )
     return table
@@ -285,15 +302,17 @@ def _memory_table(results: Results, regime: Regime) -> Table:
     counted = sorted({length for name in results.models for length in results.allocated(name, regime)})
     table = Table(title=f"\n{regime}: peak MiB beyond the weights; KiB allocated a token, counted", title_style="bold")
     table.add_column("model", no_wrap=True)
-    for column in (*(f"peak {short(n)}" for n in lengths), *(f"a token, {short(n)}" for n in counted), "bytes' slope"):
+    peaks_of, bytes_of = [f"peak {short(n)}" for n in lengths], [f"a token, {short(n)}" for n in counted]
+    for column in (*peaks_of, "peak's slope", *bytes_of, "bytes' slope"):
         table.add_column(column, justify="right")
-    for name, facts in results.models.items():
-        peaks = [results.row(name, regime, length).get("peak_bytes") for length in lengths]
+    for name, facts in results.tried(regime).items():
+        peaks = [results.peaks(name, regime, length) for length in lengths]
         sizes = results.allocated(name, regime)
         slope = results.allocated_slope(name, regime)
         table.add_row(
             facts["title"],
-            *("-" if peak is None else f"{peak / _MIB:,.1f}" for peak in peaks),
+            *(f"{statistics.median(found) / _MIB:,.1f}" if found else "-" for found in peaks),
+            _escaped(results.peak_slope(name, regime)),
             *(f"{sizes[length] / 1024:,.0f}" if length in sizes else "-" for length in counted),
             "-" if slope is None else f"{slope:.3f}",
             style="bold" if facts["ours"] else "",
@@ -309,7 +328,7 @@ def _ratio_table(results: Results, regime: Regime) -> Table:
     lengths = results.lengths(regime)
     for length in lengths:
         table.add_column(short(length), justify="right")
-    for name, facts in results.models.items():
+    for name, facts in results.tried(regime).items():
         if not _compared(facts):
             continue
         linear = [results.over_fastest_linear(name, regime, length) for length in lengths]
@@ -318,6 +337,10 @@ def _ratio_table(results: Results, regime: Regime) -> Table:
         llama = [results.over(name, TRANSFORMER_PEER, regime, length) for length in lengths]
         table.add_row("", "Llama", *("-" if ratio is None else f"{ratio:.2f}" for ratio in llama))
     return table
+
+
+def _escaped(slope: Slope | None) -> str:
+    return str(slope or "-").replace("[", "\\[")
 
 
 def _compared(facts: Mapping[str, Any]) -> bool:
@@ -330,7 +353,7 @@ def _requirement_table(results: Results, model: str) -> Table:
         table.add_column(column, justify="left" if column == "requirement" else "right")
     verdicts = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "not measured"}
     for one in requirements(results, model):
-        measured = "" if one.value is None else f"{one.value:.2f} {one.detail and f'({one.detail})'}".strip()
+        measured = one.detail if one.value is None else f"{one.value:.2f} {one.detail and f'({one.detail})'}".strip()
         limit = f"{'at least' if one.at_least else 'at most'} {one.limit:g}"
         table.add_row(one.text, limit, measured.replace("[", "\\["), verdicts[one.holds])
     return table
@@ -338,7 +361,7 @@ def _requirement_table(results: Results, model: str) -> Table:
 
 def _slope_requirement(results: Results, model: str, regime: Regime) -> Requirement:
     slope = results.slope(model, regime)
-    high = None if slope is None else slope.interval[1] if slope.interval else slope.value
+    high = slope.interval[1] if slope and slope.interval else None
     return Requirement(f"{regime}: slope of {model}, upper end", high, 1.05, False, str(slope or ""))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.complexity.measure import DECODE_TOKENS, Facts, Regime, Worker, WorkerError, entries
+from experiments.complexity.measure import DECODE_TOKENS, LEAST_ROUNDS, Facts, Regime, Worker, WorkerError, entries
 
 Row = dict[str, Any]  # what was measured of one model in one cell, as JSON has it
 
@@ -22,7 +22,8 @@ class Plan:
         lengths: of each regime.
         repeats: measurements of a model in a cell, at most.
         limit_s: a measurement (or a context to decode from) that would take longer is left out.
-        cell_s: no further measurement of a model in a cell once the ones made took this long together.
+        cell_s: no further measurement of a model in a cell once the ones made took this long together. There are three
+            all the same, of which an interval can be made, unless a single one takes that long.
         threads: of torch.
         seed: of weights, tokens and the bootstrap.
     """
@@ -77,7 +78,7 @@ class Study:
                 self._ask(workers, row, "prepare")
             for _ in range(self.plan.repeats):
                 for name in list(workers):
-                    if sum(rows[name]["seconds"]) < self.plan.cell_s:
+                    if not self._has_enough(rows[name]["seconds"]):
                         self._ask(workers, rows[name], "measure")
         finally:
             for worker in workers.values():
@@ -86,6 +87,10 @@ class Study:
             self.say(_line(row))
         return list(rows.values())
 
+    def _has_enough(self, seconds: list[float]) -> bool:
+        few = len(seconds) < LEAST_ROUNDS and max(seconds, default=0.0) < self.plan.cell_s
+        return not few and sum(seconds) >= self.plan.cell_s
+
     def _ask(self, workers: dict[str, Worker], row: Row, what: str) -> None:
         """Have the row's worker do it and put the answer into the row; a worker that fails leaves the round."""
         name = row["model"]
@@ -93,7 +98,6 @@ class Study:
         try:
             if what == "measure":
                 answer = workers[name].ask("measure", timeout_s)
-                row["peak_bytes"] = max(row.get("peak_bytes", 0), answer.pop("peak_bytes"))
                 for key, value in answer.items():
                     row.setdefault(key, []).append(value)
                 return

@@ -22,6 +22,8 @@ PIECE = 2048  # tokens fed at once where a state can be carried: temporaries the
 LOSS_PIECE = 1024  # tokens whose logits exist at once in training: 200 MiB, instead of 3 GiB at 16K
 TINY = {"d_model": 128, "num_layers": 4, "num_heads": 2, "d_ff": 256}  # conf/experiment/quickstart.yaml's sizes
 
+ALL_FEATURES = "-all-features"  # ends the names of entries that leave out nothing in prefill
+
 State = Any  # whatever a model carries from one call to the next
 
 
@@ -105,6 +107,13 @@ class Ours(Subject):
         return self.model.auxiliary_loss()
 
 
+class AllFeatures(Ours):
+    """The same model, doing what the peers' package does: the last layer's output is computed for every token."""
+
+    def last_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return self.hidden(tokens, state)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A name on the command line."""
@@ -115,11 +124,13 @@ class Entry:
     feeding: str
     load: Callable[[], Subject]
     same_body: bool = True  # 6 layers, 512 wide: may be compared by speed
+    prefill_only: bool = False  # differs from another entry in prefill, and in nothing else
 
 
 def our_entries() -> dict[str, Entry]:
-    """The models of conf/model, and the tiny HFA."""
-    feeding = f"pieces of {PIECE} tokens, state carried"
+    """The models of conf/model, two of them once more with all features, and the tiny HFA."""
+    pieces = f"pieces of {PIECE} tokens, state carried"
+    feeding = f"{pieces}; the last layer's output of the last token alone"
     quadratic = {"transformer"}
     entries = {
         path.stem: Entry(
@@ -131,6 +142,15 @@ def our_entries() -> dict[str, Entry]:
         )
         for path in sorted(CONF.glob("*.yaml"))
     }
+    for name in ("hfa", "simplemind"):
+        entries[name + ALL_FEATURES] = Entry(
+            title=f"{name}, all features",
+            ours=True,
+            growth="linear",
+            feeding=f"{pieces}; the last layer's output of every token",
+            load=_loader(name, {}, AllFeatures),
+            prefill_only=True,
+        )
     entries["hfa-tiny"] = Entry(
         title="hfa, tiny", ours=True, growth="linear", feeding=feeding, load=_loader("hfa", TINY), same_body=False
     )
@@ -172,5 +192,5 @@ def tensors(node: object, seen: set[int] | None = None) -> Iterator[Tensor]:
         yield from tensors(vars(node), seen)
 
 
-def _loader(name: str, changes: dict[str, int]) -> Callable[[], Subject]:
-    return lambda: Ours(our_config(name, **changes).build())
+def _loader(name: str, changes: dict[str, int], subject: type[Ours] = Ours) -> Callable[[], Subject]:
+    return lambda: subject(our_config(name, **changes).build())

@@ -310,8 +310,8 @@ def _speeds(results: Results, regime: Any) -> dict[str, Curve]:
 def _memory(results: Results, regime: Any) -> dict[str, Curve]:
     curves = {}
     for name, facts in results.models.items():
-        peaks = {n: results.row(name, regime, n).get("peak_bytes") for n in results.lengths(regime)}
-        measured = {n: peak / 2**20 for n, peak in peaks.items() if peak}
+        peaks = {n: results.peaks(name, regime, n) for n in results.lengths(regime)}
+        measured = {n: statistics.median(found) / 2**20 for n, found in peaks.items() if found}
         if measured:
             curves[str(facts["title"])] = Curve(list(measured), list(measured.values()))
     return curves

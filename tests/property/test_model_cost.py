@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments.complexity.subjects import CONF, our_config
-from experiments.complexity.tally import per_token
+from experiments.complexity.tally import Tally, per_token
 from hfa.models import LanguageModel
 from hfa.models.audit import audit
 
@@ -41,10 +41,15 @@ def forward_growth(name: str) -> tuple[float, float]:
 
 
 def step_cost(name: str, length: int) -> tuple[float, float]:
-    model = build(name).eval()
+    """Bytes and operations of a step, over as many steps as it takes a memory's buffer to grow once by an eighth."""
+    model, count = build(name).eval(), length // 8 + 1
+    tokens = torch.randint(0, 61, (1, length + count), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        _, state = model.hidden(torch.zeros(1, length, dtype=torch.long))
-        return per_token(lambda token: model.step(token[:, 0], state), 1, 61)
+        _, state = model.hidden(tokens[:, :length])
+        with Tally() as counted:
+            for token in tokens[:, length:].unbind(1):
+                _, state = model.step(token, state)
+    return counted.allocated_bytes / count, counted.flops / count
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,27 +69,37 @@ def test_a_token_of_training_costs_the_same_in_a_long_sequence(name: str) -> Non
     assert long[1] / short[1] < GROWTH
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_step_costs_the_same_after_a_long_context(name: str) -> None:
-    assert step_cost(name, 2048) == step_cost(name, 64)
+    short, long = step_cost(name, LONG), step_cost(name, 2 * LONG)
+    assert long[0] / short[0] < GROWTH
+    assert long[1] <= GROWTH * short[1]
+    if name in RECURRENT:
+        assert long == short == step_cost(name, 64)
 
 
+@pytest.mark.parametrize("stepped", [False, True], ids=["prefill", "decode"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in RECURRENT])
-def test_a_token_looks_at_no_more_of_a_longer_memory(name: str) -> None:
+def test_a_token_looks_at_no_more_of_a_longer_memory(name: str, stepped: bool) -> None:
     """What the index does inside its operator: the tokens it looks at are bounded, whatever came before."""
     model = build(name).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(), audit(model) as trail:
-        model.hidden(torch.randint(0, 61, (1, LONG), generator=generator))
+        _, state = model.hidden(torch.randint(0, 61, (1, LONG), generator=generator))
+        if stepped:
+            trail.clear()
+            for token in torch.randint(0, 61, (32, 1), generator=generator):
+                _, state = model.step(token, state)
     most = model.config.num_trees * model.config.beam * model.config.leaf_size  # type: ignore[attr-defined]
     touched = torch.cat([read.touched.flatten() for read in trail.reads])
     assert 0 < int(touched.max()) <= most
 
 
 def test_the_count_sees_attention_grow() -> None:
-    """The control: where every token looks at all before it, the count says so."""
+    """The control: where every token looks at all before it, the count says so, in decoding too."""
     _, operations = forward_growth("transformer")
     assert operations > 2
+    assert step_cost("transformer", LONG)[1] > 2 * step_cost("transformer", SHORT)[1]
 
 
 @pytest.mark.parametrize("name", NAMES)

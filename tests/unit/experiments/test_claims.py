@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.claims import __main__ as command
-from experiments.claims import counted
-from experiments.claims.claim import REPO
+from experiments.claims import counted, studies
+from experiments.claims.claim import REPO, Table
 from experiments.claims.documents import filled, unknown_figures
 from experiments.claims.studies import tables
 from hfa.errors import HFAError
@@ -23,10 +24,11 @@ def test_the_ledger_is_what_the_results_say() -> None:
     assert command.differences({table.name: table for table in tables()}, command.read_ledger()) == []
 
 
-@pytest.mark.parametrize("name", ["hfa", "simplemind"])
+@pytest.mark.parametrize("name", ["hfa", "simplemind", "hybrid"])
 def test_nothing_that_is_counted_has_grown(name: str) -> None:
     """A change that makes a token cost more says so in the ledger, or is not made."""
-    kept = {claim.claim: claim.value for claim in command.read_ledger()["counted"].claims}
+    ledger = command.read_ledger()
+    kept = {claim.claim: claim.value for name in counted.TABLES for claim in ledger[name].claims}
     for what, (value, shown) in counted.count(name).items():
         assert value <= (1 + command.TOLERANCE) * kept[f"{counted.MODELS[name]}: {what}"], f"{what}: {shown}"
 
@@ -75,9 +77,82 @@ def test_a_figure_that_nobody_can_make_again_is_found(monkeypatch: pytest.Monkey
         filled("<!-- table: speed -->\n\n<!-- end -->", kept)
 
 
-def test_a_result_that_changed_is_found() -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"value": 1.0, "shown": "1.0"}, "1.0 (1, "),
+        ({"shown": "23.80"}, "23.80 ("),
+        ({"interval": (0.0, 99.0)}, "(0.0, 99.0)) now, "),
+        ({"interval": None}, "no interval) now, "),
+    ],
+)
+def test_a_result_that_changed_is_found(change: dict[str, Any], said: str) -> None:
     kept = command.read_ledger()
     claim, *others = kept["decode"].claims
-    faster = dataclasses.replace(kept["decode"], claims=[dataclasses.replace(claim, value=1.0, shown="1.0"), *others])
-    (found,) = command.differences({"decode": faster}, kept)
-    assert f"{claim.claim}: 1.0 now, {claim.shown} in the ledger" in found
+    changed = dataclasses.replace(kept["decode"], claims=[dataclasses.replace(claim, **change), *others])
+    (found,) = command.differences({**kept, "decode": changed}, kept)
+    assert said in found
+    assert found.startswith(f"decode: {claim.claim}: ")
+
+
+def test_a_figure_without_a_result_is_found_and_a_result_without_a_figure() -> None:
+    kept = command.read_ledger()
+    claim, *others = kept["decode"].claims
+    fewer = {**kept, "decode": dataclasses.replace(kept["decode"], claims=others)}
+    assert "decode: in no result: " + claim.claim in command.differences(fewer, kept)[0]
+    assert "decode: not in the ledger: " + claim.claim in command.differences(kept, fewer)[0]
+    gone = {name: table for name, table in kept.items() if name != "decode"}
+    assert len(command.differences(gone, kept)) == len(kept["decode"].claims)
+
+
+def test_what_was_not_counted_again_is_not_missed() -> None:
+    kept = command.read_ledger()
+    assert command.differences({n: t for n, t in kept.items() if n not in counted.TABLES}, kept) == []
+
+
+class TestSpeeds:
+    """What a study's table shows of a run in which the peers are too slow for the longest length."""
+
+    @pytest.fixture
+    def table(self, monkeypatch: pytest.MonkeyPatch) -> Table:
+        speeds = {"hfa": 4.0, "hfa-all-features": 3.0, "xlstm": 2.0, "llama": 1.0}
+        rows = [
+            {"model": name, "regime": "prefill", "length": n, "tokens": n, "seconds": [n / (1000 * speed)] * 3}
+            for name, speed in speeds.items()
+            for n in (4096, 65536)
+        ]
+        for one in rows:
+            if one["length"] == 65536 and one["model"] in ("xlstm", "llama"):
+                one |= {"seconds": [], "skipped": "would take too long"}
+        models = {n: {"ours": n.startswith("hfa"), "growth": "quadratic" if n == "llama" else "linear"} for n in speeds}
+        run = {"provenance": {"seed": 0}, "models": models, "rows": rows}
+        monkeypatch.setattr(studies, "read", lambda path: (run, {}))
+        return studies.prefill("prefill", {**studies._PREFILL, **studies._PEERS}, ratios=True)
+
+    def test_a_slow_peer_costs_us_no_length(self, table: Table) -> None:
+        assert table.head == ["context, tokens", "4,096", "65,536"]
+        assert [row for row in table.rows if " over " not in row[0]] == [
+            ["HFA", "4,000", "4,000"],
+            ["HFA, all features", "3,000", "3,000"],
+            ["xLSTM", "2,000", "-"],
+            ["Llama, SDPA", "1,000", "-"],
+        ]
+
+    def test_the_ratio_is_there_with_all_features_and_without(self, table: Table) -> None:
+        assert [row for row in table.rows if " over " in row[0]] == [
+            ["HFA over the fastest linear peer", "2.00", "-"],
+            ["HFA over Llama", "4.00", "-"],
+            ["HFA, all features, over the fastest linear peer", "1.50", "-"],
+            ["HFA, all features, over Llama", "3.00", "-"],
+        ]
+
+
+def test_slopes_of_time_and_memory_in_all_three_regimes() -> None:
+    """None is left out, and what was measured too seldom for an interval says so."""
+    rows = {row[0]: row[2] for row in studies.slopes().rows}
+    assert list(rows) == [
+        f"{regime}: {what}"
+        for regime in ("prefill", "training", "decode, of a token")
+        for what in ("time", "peak memory")
+    ]
+    assert all(shown.endswith(("]", ", measured too seldom")) for shown in rows.values())

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,23 @@ from matplotlib.image import imread
 
 from experiments.complexity import __main__ as command
 from experiments.complexity import peers, study, subjects
-from experiments.complexity.measure import Worker, WorkerError
+from experiments.complexity.measure import Cell, Worker, WorkerError
 from experiments.complexity.plot import plot
 from experiments.complexity.report import Results, fit_slope, requirements, skipped, tables
 from experiments.complexity.study import Plan, Study
 from experiments.complexity.tally import Tally
 from hfa.errors import ConfigError, HFAError
 
+RECORDED = command.RESULTS
+
 
 def row(model: str, regime: str, length: int, seconds: list[float], **more: Any) -> dict[str, Any]:
     tokens = 16 if regime == "decode" else length
-    spread = [0.99 * s for s in seconds] + [1.01 * s for s in seconds]
+    spread = [share * s for s in seconds for share in (0.99, 1.0, 1.01)]
     return {
         "model": model, "regime": regime, "length": length, "tokens": tokens, "seconds": spread,
-        "cpu_seconds": spread, "head_seconds": [0.1 * s for s in spread], "peak_bytes": 1000 * length, **more,
+        "cpu_seconds": spread, "head_seconds": [0.1 * s for s in spread],
+        "peak_bytes": [1000 * length for _ in spread], **more,
     }  # fmt: skip
 
 
@@ -92,10 +97,11 @@ class TestSlope:
         assert slope.interval[0] <= power <= slope.interval[1]
         assert slope.interval[1] - slope.interval[0] < 0.05
 
-    def test_has_no_interval_without_repeats(self) -> None:
-        slope = fit_slope({1: [1.0], 2: [2.0]}, seed=0)
+    def test_has_no_interval_where_one_length_was_measured_too_seldom(self) -> None:
+        slope = fit_slope({4096: [1.0, 1.1, 0.9], 16384: [4.0, 4.1, 3.9], 65536: [16.0, 16.1]}, seed=0)
         assert slope is not None
         assert slope.interval is None
+        assert str(slope).endswith(", measured too seldom")
 
     def test_needs_two_lengths(self) -> None:
         assert fit_slope({4096: [1.0, 2.0]}, seed=0) is None
@@ -119,6 +125,37 @@ class TestReport:
         assert said["training 1K, over Llama"] is None
         assert said["decode at 16K, time over the fastest linear peer's"] is False
 
+    def test_a_slope_without_an_interval_holds_to_nothing(self) -> None:
+        data = results()
+        for one in data["rows"]:
+            if one["model"] == "hfa" and one["length"] == 65536:
+                one["seconds"] = one["seconds"][:1]
+        said = {one.text: one for one in requirements(Results(data))}["prefill: slope of hfa, upper end"]
+        assert said.holds is None
+        assert said.detail.endswith("measured too seldom")
+
+    def test_all_features_are_held_to_the_same(self) -> None:
+        data = results()
+        data["models"]["hfa-all-features"] = data["models"]["hfa"]
+        data["rows"] += [row("hfa-all-features", "prefill", n, [n / 400]) for n in (4096, 16384, 65536)]
+        said = {one.text: one.holds for one in requirements(Results(data))}
+        assert said["prefill 16K, over the fastest linear peer"] is True
+        assert said["all features of prefill 16K, over the fastest linear peer"] is False
+
+    def test_time_and_memory_grow_as_they_do_in_every_regime(self) -> None:
+        run = Results(results())
+        for regime, of_time in (("prefill", 1.0), ("decode", 0.0)):
+            for slope, power in ((run.slope("hfa", regime), of_time), (run.peak_slope("hfa", regime), 1.0)):  # type: ignore[arg-type]
+                assert slope is not None
+                assert slope.interval is not None
+                assert slope.value == pytest.approx(power, abs=1e-6)
+
+    def test_a_record_with_its_largest_peak_alone(self) -> None:
+        data = results()
+        for one in data["rows"]:
+            one["peak_bytes"] = 7
+        assert Results(data).peaks("hfa", "prefill", 4096) == [7]
+
     def test_the_processors_clock(self) -> None:
         data = results()
         for one in data["rows"]:
@@ -135,7 +172,7 @@ class TestReport:
         run = Results(json.loads(path.read_text(encoding="utf-8")))
         assert len(list(tables(run))) >= 6
         image = imread(plot(run, tmp_path / "plots" / "run.png"))
-        assert image.shape[:2] == (1170, 1560)
+        assert image.shape[:2] == (3 * 650, 1560)
 
     def test_an_empty_run_is_an_empty_picture(self, tmp_path: Path) -> None:
         assert plot(Results(results(rows=[])), tmp_path / "run.png").stat().st_size > 0
@@ -155,8 +192,8 @@ class FakeWorker:
         if self.broken.get(self.name) == what:
             raise WorkerError("it broke")
         if what == "measure":
-            return {"seconds": self.length / 1000, "cpu_seconds": 0.0, "peak_bytes": 1}
-        return {"body_parameters": 1} if what == "describe" else {"counted_length": 1}
+            return {"seconds": self.length / 1000, "cpu_seconds": 0.0, "head_seconds": 0.0, "peak_bytes": 1}
+        return {"body_parameters": 1} if what == "describe" else {"counted_length": 1, "allocated_bytes_per_token": 1.0}
 
     def stop(self) -> None:
         self.log.append((self.name, "stop"))
@@ -169,9 +206,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
     return FakeWorker
 
 
-def run_plan(*models: str, lengths: tuple[int, ...] = (1024,), limit_s: float = 1e6, cell_s: float = 1e6) -> Study:
+def run_plan(
+    *models: str, lengths: tuple[int, ...] = (1024,), limit_s: float = 1e6, cell_s: float = 1e6, repeats: int = 3
+) -> Study:
     plan = Plan(
-        models=models, lengths={"prefill": lengths}, repeats=3, limit_s=limit_s, cell_s=cell_s, threads=1, seed=0
+        models=models, lengths={"prefill": lengths}, repeats=repeats, limit_s=limit_s, cell_s=cell_s, threads=1, seed=0
     )
     one = Study(plan, say=lambda line: None, keep=lambda rows: None)
     one.run()
@@ -197,9 +236,12 @@ class TestStudy:
         assert "over the limit of 40 s" in rows[3]["skipped"]
         assert rows[5]["skipped"].startswith("as at 16,384: ")
 
-    def test_a_cell_repeats_within_its_budget(self, fake: type[FakeWorker]) -> None:
-        (row,) = run_plan("hfa", lengths=(4096,), cell_s=5.0).rows
-        assert len(row["seconds"]) == 2
+    @pytest.mark.parametrize(("cell_s", "rounds"), [(4.0, 1), (5.0, 3), (15.0, 4), (1e6, 5)])
+    def test_a_cell_repeats_within_its_budget_and_three_times_unless_once_is_all_of_it(
+        self, fake: type[FakeWorker], cell_s: float, rounds: int
+    ) -> None:
+        (row,) = run_plan("hfa", lengths=(4096,), cell_s=cell_s, repeats=5).rows
+        assert len(row["seconds"]) == len(row["peak_bytes"]) == rounds
 
     def test_a_worker_measures(self) -> None:
         worker = Worker("hfa-tiny", "train", 48, rounds=1, threads=1, seed=0)
@@ -212,6 +254,21 @@ class TestStudy:
         assert 0 < measured["head_seconds"] < measured["seconds"]
         assert measured["peak_bytes"] > 0
 
+    def test_kernels_are_compiled_before_the_clock_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A context by which longer ones are judged takes what the second one takes."""
+        subject = subjects.our_entries()["hfa-tiny"].load()
+        cell = Cell(subject, "decode", 48, rounds=1, seed=0)
+        now, compiled = 0.0, False
+
+        def context(tokens: torch.Tensor, room: int) -> subjects.State:
+            nonlocal now, compiled
+            now, compiled = now + (1.0 if compiled else 100.0), True
+            return subject.prefill(tokens)[1]
+
+        monkeypatch.setattr(subject, "context", context)
+        monkeypatch.setattr(time, "perf_counter", lambda: now)
+        assert cell.prepare()["context_s"] == 1.0
+
     def test_a_worker_says_what_went_wrong(self) -> None:
         worker = Worker("no-such-model", "prefill", 16, rounds=1, threads=1, seed=0)
         try:
@@ -222,6 +279,57 @@ class TestStudy:
 
 
 class TestCommand:
+    @pytest.fixture
+    def folders(self, fake: type[FakeWorker], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, Path]:
+        """Outputs and records, with a record of every regime from another day."""
+        outputs, kept = tmp_path / "outputs", tmp_path / "results"
+        monkeypatch.setattr(command, "OUTPUTS", outputs)
+        monkeypatch.setattr(command, "RESULTS", kept)
+        shutil.copytree(RECORDED, kept)
+        return outputs, kept
+
+    def test_one_regime_is_recorded_without_the_others(self, folders: tuple[Path, Path]) -> None:
+        _, kept = folders
+        before = {name: (kept / f"{name}.json").read_text() for name in ("train", "decode")}
+        models = "hfa,hfa-all-features"
+        command.main(["--record", "--regimes", "prefill", "--models", models, "--lengths", "4K,16K", "--repeats", "3"])
+        rows = json.loads((kept / "prefill.json").read_text())["rows"]
+        assert [(one["model"], one["length"]) for one in rows] == [
+            (name, n) for n in (4096, 16384) for name in models.split(",")
+        ]
+        assert {name: (kept / f"{name}.json").read_text() for name in before} == before
+
+    def test_what_differs_in_prefill_alone_is_measured_there_alone(self, folders: tuple[Path, Path]) -> None:
+        command.main(["--regimes", "prefill,train", "--models", "hfa,hfa-all-features", "--lengths", "1K"])
+        measured = {
+            regime: [one["model"] for one in json.loads((folders[0] / f"{regime}.json").read_text())["rows"]]
+            for regime in ("prefill", "train")
+        }
+        assert measured == {"prefill": ["hfa", "hfa-all-features"], "train": ["hfa"]}
+
+    def test_an_interrupted_run_replaces_no_record(
+        self, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(self: FakeWorker, what: str, timeout_s: float) -> dict[str, Any]:
+            if self.length > 4096:
+                raise KeyboardInterrupt
+            return {"seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": 1} if what == "measure" else {}
+
+        monkeypatch.setattr(FakeWorker, "ask", interrupt)
+        outputs, kept = folders
+        before = (kept / "prefill.json").read_text()
+        with pytest.raises(KeyboardInterrupt):
+            command.main(["--record", "--regimes", "prefill", "--models", "hfa", "--lengths", "4K,16K"])
+        assert (kept / "prefill.json").read_text() == before
+        assert [one["length"] for one in json.loads((outputs / "prefill.json").read_text())["rows"]] == [4096]
+
+    def test_records_of_all_regimes_are_shown_together(
+        self, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _, kept = folders
+        command.main(["--plot", *(str(kept / f"{regime}.json") for regime in command.REGIMES)])
+        assert all((kept / f"{regime}.png").exists() for regime in command.REGIMES)
+
     def test_quick_is_short(self) -> None:
         options = command.parse(["--quick", "--regimes", "prefill"])
         assert options.lengths["prefill"] == (1024, 4096)
@@ -271,6 +379,18 @@ def test_a_peer_fed_in_pieces_or_token_by_token_says_the_same(name: str) -> None
     assert statistics.fmean(peer.train_hidden(tokens)[0, -1].tolist()) == pytest.approx(
         float(whole[0, -1].mean()), abs=1e-4
     )
+
+
+def test_all_features_are_all_computed() -> None:
+    """Ours asks for the last token alone, as the engine does; the other entry differs in that, and in nothing said."""
+    model = subjects.our_config("hfa", **subjects.TINY).build().eval()
+    tokens = subjects.random_tokens(96, seed=0)
+    last, every = subjects.Ours(model), subjects.AllFeatures(model)
+    with torch.inference_mode():
+        torch.testing.assert_close(last.prefill(tokens)[0], every.prefill(tokens)[0])
+        assert [one.last_hidden(tokens, None)[0].shape[1] for one in (last, every)] == [1, 96]
+    names = {name for name, entry in subjects.our_entries().items() if entry.prefill_only}
+    assert names == {"hfa-all-features", "simplemind-all-features"}
 
 
 def test_bytes_by_length_have_a_slope_of_their_own() -> None:
