@@ -15,6 +15,7 @@ from hfa.types import NOWHERE
 
 Measure = Literal["exact", "storage", "selection", "answer", "match"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+_Z = 1.959964  # the normal distribution's 97.5% quantile
 
 
 class Interval(NamedTuple):
@@ -22,24 +23,74 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> Interval:
-    """Confidence interval of a proportion, honest at 0%, at 100% and for few trials; 95% unless told.
+def wilson(successes: float, trials: float) -> Interval:
+    """The 95% confidence interval of a proportion, honest at 0%, at 100% and for few trials.
+
+    Args:
+        successes: among the trials.
+        trials: independent ones; what is not is counted by :func:`effective_trials` first, and need not be whole.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
     if not trials:
         return Interval(0.0, 1.0)
-    rate, spread = successes / trials, z * z / trials
+    rate, spread = successes / trials, _Z * _Z / trials
     centre = (rate + spread / 2) / (1 + spread)
-    margin = z * math.sqrt(rate * (1 - rate) / trials + spread / trials / 4) / (1 + spread)
+    margin = _Z * math.sqrt(rate * (1 - rate) / trials + spread / trials / 4) / (1 + spread)
     return Interval(max(0.0, centre - margin), min(1.0, centre + margin))
 
 
+class Squares(NamedTuple):
+    """Sums over examples, each with its own `part` of its own `whole`."""
+
+    part_part: int
+    part_whole: int
+    whole_whole: int
+
+
+def effective_trials(part: int, whole: int, squares: Squares, examples: int) -> float:
+    """How many independent trials the answers of some examples are worth, which stand and fall together in part.
+
+    It is the trials over the design effect: how much larger the variance of the rate is between examples than it would
+    be of independent trials, with Student's quantile for as many examples. Where all is right or all is wrong nobody
+    can tell how much they have in common, and an example counts as one.
+
+    Args:
+        part: trials that were right.
+        whole: trials.
+        squares: of both, by example.
+        examples: that they are from.
+
+    Source: Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts
+    estimated from survey data"; with Wilson's interval, Dean and Pagano 2015, "Evaluating confidence interval methods
+    for binomial proportions in clustered surveys".
+    """
+    if squares.whole_whole == whole:  # one trial each
+        return whole
+    if part in (0, whole) or examples < 2:
+        return examples
+    rate = part / whole
+    between = squares.part_part - 2 * rate * squares.part_whole + rate * rate * squares.whole_whole
+    variance = between * examples / (examples - 1) / whole**2
+    independent = rate * (1 - rate) / variance if variance > 0 else math.inf
+    return min(whole, independent * (_Z / _student(examples - 1)) ** 2)
+
+
+def _student(freedom: int) -> float:
+    """Student's 97.5% quantile, to a percent or two; at 1 and 2 degrees of freedom, where it would miss, as it is.
+
+    Source: Abramowitz and Stegun, 26.7.5.
+    """
+    series = (_Z**3 + _Z) / 4 / freedom + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96 / freedom**2
+    return {1: 12.706, 2: 4.303}.get(freedom, _Z + series)
+
+
 class Share(NamedTuple):
-    """How many of how many."""
+    """How many of how many, and how many independent trials that is worth."""
 
     part: int
     whole: int
+    trials: float
 
     @property
     def value(self) -> float:
@@ -52,7 +103,7 @@ class Share(NamedTuple):
     @property
     def interval(self) -> Interval:
         """Where the true rate lies, with 95% confidence."""
-        return wilson(self.part, self.whole)
+        return wilson(self.value * self.trials if self.whole else 0, self.trials)
 
 
 @dataclasses.dataclass
@@ -62,6 +113,9 @@ class Count:
     Where the memory was audited, also the tokens of answers whose evidence was addressable in it (`stored`), and
     those whose evidence was among the tokens that were read when it was asked for (`selected`). Where the model was
     left to write, also the answers it was asked for (`generated`), and those that were in what it wrote (`matched`).
+
+    Answers of one example have its text in common, and tokens of one answer more than that. So it is kept from how many
+    examples they are, and how the counts are spread over them; 0 examples is not known, as in earlier records.
     """
 
     answers: int = 0
@@ -73,38 +127,68 @@ class Count:
     selected: int = 0
     generated: int = 0
     matched: int = 0
+    examples: int = dataclasses.field(default=0, compare=False)
+    squares: Mapping[Measure, Squares] = dataclasses.field(default_factory=dict, compare=False)
 
     def __add__(self, other: Count) -> Count:
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Count(*(a + b for a, b in zip(mine, theirs, strict=True)))
+        total = Count(*(getattr(self, name) + getattr(other, name) for name in _SUMS))
+        if all(count.examples or not count.answers for count in (self, other)):
+            total.examples = self.examples + other.examples
+            total.squares = {measure: self._squares(measure, other) for measure in {**self.squares, **other.squares}}
+        return total
+
+    def of_one_example(self) -> Count:
+        """The same, known to be all from one example."""
+        pairs = {measure: self._pair(measure) for measure in MEASURES}
+        squares: dict[Measure, Squares] = {
+            measure: Squares(part * part, part * whole, whole * whole)
+            for measure, (part, whole) in pairs.items()
+            if whole
+        }
+        return dataclasses.replace(self, examples=1, squares=squares)
 
     @property
     def accuracy(self) -> float:
         """Answers of which every token was right; NaN without answers."""
-        return Share(self.exact, self.answers).value
+        return self.share("exact").value
 
     @property
     def token_accuracy(self) -> float:
-        return Share(self.right, self.tokens).value
+        return self.share("answer").value
 
     @property
     def interval(self) -> Interval:
         """Where the true accuracy lies, with 95% confidence."""
-        return wilson(self.exact, self.answers)
+        return self.share("exact").interval
 
     def share(self, measure: Measure) -> Share:
-        """One rate: ``exact`` and ``match`` are of whole answers, the others are of their tokens."""
+        """One rate: ``exact`` and ``match`` are of whole answers, the others are of their tokens.
+
+        Its trials are answers at most: a long answer is no more of them than a short one.
+        """
+        part, whole = self._pair(measure)
+        trials: float = min(whole, self.answers)
+        if self.examples and measure in self.squares:
+            trials = min(trials, effective_trials(part, whole, self.squares[measure], self.examples))
+        return Share(part, whole, trials)
+
+    def _pair(self, measure: Measure) -> tuple[int, int]:
         match measure:
             case "exact":
-                return Share(self.exact, self.answers)
+                return self.exact, self.answers
             case "storage":
-                return Share(self.stored, self.audited)
+                return self.stored, self.audited
             case "selection":
-                return Share(self.selected, self.audited)
+                return self.selected, self.audited
             case "answer":
-                return Share(self.right, self.tokens)
+                return self.right, self.tokens
             case "match":
-                return Share(self.matched, self.generated)
+                return self.matched, self.generated
+
+    def _squares(self, measure: Measure, other: Count) -> Squares:
+        nothing = Squares(0, 0, 0)
+        pairs = zip(self.squares.get(measure, nothing), other.squares.get(measure, nothing), strict=True)
+        return Squares(*(mine + theirs for mine, theirs in pairs))
 
     def retention(self) -> dict[Measure, Share]:
         """The three rates that retention is reported as, of a memory that was not audited only the last; and ``match``
@@ -112,6 +196,9 @@ class Count:
         """
         measures: tuple[Measure, ...] = ("storage", "selection", "answer") if self.audited else ("answer",)
         return {measure: self.share(measure) for measure in (*measures, *(("match",) if self.generated else ()))}
+
+
+_SUMS = [field.name for field in dataclasses.fields(Count) if field.compare]
 
 
 class Answer(NamedTuple):
@@ -168,12 +255,12 @@ class Recall:
 
     def __init__(self, depth_bins: int) -> None:
         self.depth_bins = depth_bins
-        self._counts: dict[tuple[str, int, int], Count] = {}
+        self._counts: dict[tuple[str, int, int | None], Count] = {}  # None: at all depths
 
     def update(
         self, task: str, correct: Tensor, gold: Tensor, kept: Kept | None = None, matched: Tensor | None = None
     ) -> None:
-        """Add a batch of one task; its length is T.
+        """Add a batch of one task, a whole example a row; its length is T.
 
         Args:
             task: what reports call it.
@@ -185,6 +272,7 @@ class Recall:
         """
         right, length = correct.cpu().numpy(), gold.shape[1]
         stored, selected = (None, None) if kept is None else (part.numpy() for part in (kept.stored, kept.selected))
+        examples: dict[tuple[int, int | None], Count] = {}
         for row, start, stop, evidence in find_answers(gold.cpu().numpy()):
             tokens, hits = stop - start, int(right[row, start:stop].sum())
             count = Count(1, int(hits == tokens), tokens, hits)
@@ -193,7 +281,10 @@ class Recall:
                 count.stored, count.selected = int(stored[row, start:stop].sum()), int(selected[row, start:stop].sum())
             if matched is not None:
                 count.generated, count.matched = 1, int(matched[row, start])
-            self._add((task, length, evidence * self.depth_bins // length), count)
+            for depth_bin in (evidence * self.depth_bins // length, None):
+                examples[row, depth_bin] = examples.get((row, depth_bin), Count()) + count
+        for (_, depth_bin), count in examples.items():
+            self._add((task, length, depth_bin), count.of_one_example())
 
     def tasks(self) -> list[str]:
         return sorted({task for task, _, _ in self._counts})
@@ -203,12 +294,7 @@ class Recall:
 
     def at(self, task: str, length: int, depth_bin: int | None = None) -> Count:
         """What was counted at one length, in one depth bin or in all."""
-        found = (
-            count
-            for (name, of_length, of_bin), count in self._counts.items()
-            if (name, of_length) == (task, length) and depth_bin in (None, of_bin)
-        )
-        return sum(found, Count())
+        return self._counts.get((task, length, depth_bin), Count())
 
     def cells(self) -> Iterator[Cell]:
         """Every rate by task, length and depth, and over all depths."""
@@ -231,20 +317,35 @@ class Recall:
             self._add(key, count)
 
     def to_json(self) -> dict[str, Any]:
-        counts = [
-            {"task": task, "length": length, "depth_bin": depth_bin, **dataclasses.asdict(count)}
-            for (task, length, depth_bin), count in sorted(self._counts.items())
-        ]
-        return {"depth_bins": self.depth_bins, "counts": counts}
+        counts, totals = [], []
+        for task in self.tasks():
+            for length in self.lengths(task):
+                for depth_bin in range(self.depth_bins):
+                    if count := self._counts.get((task, length, depth_bin)):
+                        counts.append(
+                            {"task": task, "length": length, "depth_bin": depth_bin, **dataclasses.asdict(count)}
+                        )
+                totals.append({"task": task, "length": length, **dataclasses.asdict(self.at(task, length))})
+        return {"depth_bins": self.depth_bins, "counts": counts, "totals": totals}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recall:
-        """Read back what :meth:`to_json` gave."""
+        """Read back what :meth:`to_json` gave, or gave before it had totals."""
         recall = cls(int(data["depth_bins"]))
         for entry in data["counts"]:
-            count = Count(**{field.name: int(entry.get(field.name, 0)) for field in dataclasses.fields(Count)})
-            recall._add((str(entry["task"]), int(entry["length"]), int(entry["depth_bin"])), count)
+            key, count = (str(entry["task"]), int(entry["length"])), _count(entry)
+            recall._add((*key, int(entry["depth_bin"])), count)
+            if "totals" not in data:
+                recall._add((*key, None), dataclasses.replace(count, examples=0))
+        for entry in data.get("totals", []):
+            recall._add((str(entry["task"]), int(entry["length"]), None), _count(entry))
         return recall
 
-    def _add(self, key: tuple[str, int, int], count: Count) -> None:
+    def _add(self, key: tuple[str, int, int | None], count: Count) -> None:
         self._counts[key] = self._counts.get(key, Count()) + count
+
+
+def _count(entry: Mapping[str, Any]) -> Count:
+    sums = {name: int(entry.get(name, 0)) for name in _SUMS}
+    squares = {measure: Squares(*numbers) for measure, numbers in entry.get("squares", {}).items()}
+    return Count(**sums, examples=int(entry.get("examples", 0)), squares=squares)

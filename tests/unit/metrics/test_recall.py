@@ -79,6 +79,78 @@ def test_wilson() -> None:
     assert wilson(0, 20).high == pytest.approx(1 - wilson(20, 20).low)
 
 
+def clustered(draw: np.random.Generator, examples: int, size: int, rate: float, alike: float) -> Recall:
+    """A task in which every example has an answer of `size` tokens, right with a rate of the example's own.
+
+    Args:
+        draw: of the numbers.
+        examples: as many.
+        size: tokens of an answer.
+        rate: over all.
+        alike: the correlation of two tokens of one example.
+    """
+    own = np.full(examples, rate)
+    if alike:
+        own = draw.beta(*((1 / alike - 1) * np.array([rate, 1 - rate])), examples)
+    recall = Recall(depth_bins=1)
+    gold = torch.full((examples, 2 * size), N)
+    gold[:, size:] = torch.arange(size)
+    recall.update("t", torch.from_numpy(draw.random((examples, 2 * size)) < own[:, None]), gold)
+    return recall
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("rate", [0.5, 0.8])
+def test_the_interval_of_what_stands_and_falls_together_holds_the_rate(rate: float, alike: float) -> None:
+    """95% of the intervals do, nearly or more; as independent trials far fewer would."""
+    draw, rounds, size = np.random.default_rng(0), 400, 8
+    held = naive = 0
+    for _ in range(rounds):
+        share = clustered(draw, 24, size, rate, alike).at("t", 2 * size).share("answer")
+        held += share.interval.low <= rate <= share.interval.high
+        low, high = wilson(share.part, share.whole)
+        naive += low <= rate <= high
+    assert held / rounds > 0.92
+    assert alike == 0 or naive / rounds < 0.8
+
+
+def test_a_long_answer_is_one_trial() -> None:
+    """36 tokens of a UUID are not 36 trials; and of one answer an example, exactness is Wilson's own."""
+    count = clustered(np.random.default_rng(0), 20, 36, 0.9, 0.9).at("t", 72)
+    assert count.share("answer").whole == 20 * 36
+    assert count.share("answer").trials <= 20
+    assert count.share("exact").interval == pytest.approx(wilson(count.exact, 20))
+
+
+def test_answers_of_one_example_that_are_all_right_are_one_trial_over_all_depths() -> None:
+    gold = torch.full((5, 8), N)
+    gold[:, 4], gold[:, 6] = 0, 3  # two answers an example, at two depths
+    recall = Recall(depth_bins=2)
+    recall.update("t", torch.ones(5, 8, dtype=torch.bool), gold)
+    assert recall.at("t", 8).interval == pytest.approx(wilson(5, 5))
+    gold = torch.full((5, 8), N)
+    gold[:, 4], gold[:, 6] = 0, 5
+    correct = torch.ones(5, 8, dtype=torch.bool)
+    correct[:2, 4:] = False
+    apart = Recall(depth_bins=2)
+    apart.update("t", correct, gold)
+    assert apart.at("t", 8).share("exact").trials < 5
+    again = Recall.from_json(json.loads(json.dumps(apart.to_json())))
+    assert again.at("t", 8).share("exact") == apart.at("t", 8).share("exact")
+
+
+def test_an_earlier_record_has_answers_for_trials() -> None:
+    entry = {"task": "t", "length": 8, "answers": 3, "exact": 2, "tokens": 12, "right": 9}
+    old = {"depth_bins": 1, "counts": [{**entry, "depth_bin": 0}, {**entry, "depth_bin": 0}]}
+    count = Recall.from_json(old).at("t", 8)
+    assert (count.answers, count.exact, count.examples) == (6, 4, 0)
+    assert count.interval == pytest.approx(wilson(4, 6))
+    assert count.share("answer").interval == pytest.approx(wilson(0.75 * 6, 6))
+    both = Recall.from_json(old)
+    both.merge(clustered(np.random.default_rng(0), 4, 4, 0.5, 0.0))
+    assert (both.at("t", 8).answers, both.at("t", 8).examples) == (10, 0)
+
+
 def test_every_rate_as_a_row() -> None:
     recall = Recall(2)
     gold = torch.tensor([[N, N, 0, 1], [N, N, N, 2]])
@@ -89,6 +161,6 @@ def test_every_rate_as_a_row() -> None:
     ends = ((0, 0.5), (0.5, 1), (0, 1))
     assert set(cells) == {(measure, *depth) for measure in ("exact", "answer", "match") for depth in ends}
     assert cells["exact", 0, 0.5][5:] == (1.0, *wilson(1, 1), 1, 1)
-    assert cells["answer", 0, 1][5:] == (2 / 3, *wilson(2, 3), 2, 3)
+    assert (cells["answer", 0, 1].part, cells["answer", 0, 1].whole) == (2, 3)
     assert (cells["match", 0, 0.5].part, cells["match", 0.5, 1].part, cells["match", 0, 1].whole) == (0, 1, 2)
     assert list(Recall.from_json(recall.to_json()).cells()) == list(recall.cells())

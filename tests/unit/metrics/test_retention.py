@@ -54,7 +54,7 @@ def test_recall_counts_what_was_kept_and_what_was_not_audited_has_no_rate() -> N
     recall.update("audited", correct, gold, Kept(gold, yes, selected))
     recall.update("plain", correct, gold)
     rates = recall.at("audited", 8).retention()
-    assert {name: tuple(share) for name, share in rates.items()} == {
+    assert {name: (share.part, share.whole) for name, share in rates.items()} == {
         "storage": (3, 3),
         "selection": (2, 3),
         "answer": (3, 3),
