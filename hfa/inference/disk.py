@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -35,13 +34,16 @@ class Origin(NamedTuple):
 class CheckpointFolder:
     """A folder of checkpoints within a budget; the one unused for longest goes first.
 
+        path / model-tokenizer / key.safetensors      models that share a path share no file
+
     Args:
-        path: the folder, made when it is not there.
-        origin: the model and tokenizer in use.
-        budget_bytes: for all files.
+        path: where the folder is made when it is not there.
+        origin: the model and tokenizer in use, by which it is called.
+        budget_bytes: for all of its files.
     """
 
     def __init__(self, path: Path, origin: Origin, budget_bytes: int) -> None:
+        path = path / f"{origin.model}-{origin.tokenizer}"
         self.path, self.origin, self._budget = path, origin, budget_bytes
         path.mkdir(parents=True, exist_ok=True)
         for torn in path.glob("*.new"):
@@ -60,7 +62,7 @@ class CheckpointFolder:
         tensors |= {f"pages.{i}.{j}": x for i, store in enumerate(pages) for j, x in enumerate(store)}
         file = self._file(key)
         fresh = file.with_suffix(".new")
-        facts = {"position": str(position), "parent": parent.hex(), **self.origin._asdict()}
+        facts = {"position": str(position), "parent": parent.hex()}  # for whoever looks at it
         try:
             contiguous = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
             safetensors.torch.save_file(contiguous, fresh, metadata=facts)
@@ -75,19 +77,13 @@ class CheckpointFolder:
         """A checkpoint, or why there is none: nothing there, or another's."""
         file = self._file(key)
         if file.name not in self._sizes:
-            return ""
+            return self._elsewhere(file.name)
         try:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                facts = opened.metadata()
-                if facts["model"] != self.origin.model:
-                    return "other model"
-                if facts["tokenizer"] != self.origin.tokenizer:
-                    return "other tokenizer"
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = safetensors.torch.load_file(file)
             os.utime(file)
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        except (OSError, safetensors.SafetensorError) as error:
             log.warning("%s is torn and is removed (%s)", file, error)
-            self._remove(file.name)
+            self.remove(key)
             return ""
         count = sum(name.startswith("recurrent.") for name in tensors)
         stores: list[list[Tensor]] = []
@@ -97,6 +93,16 @@ class CheckpointFolder:
                 store.append(tensors[name])
             stores.append(store)
         return Stored([tensors[f"recurrent.{i}"] for i in range(count)], stores)
+
+    def remove(self, key: bytes) -> None:
+        """Delete a checkpoint, if it is there."""
+        self._remove(self._file(key).name)
+
+    def _elsewhere(self, name: str) -> Literal["", "other model", "other tokenizer"]:
+        owners = {file.parent.name.partition("-")[0] for file in self.path.parent.glob(f"*/{name}")}
+        if self.origin.model in owners:
+            return "other tokenizer"
+        return "other model" if owners else ""
 
     def _file(self, key: bytes) -> Path:
         return self.path / f"{key.hex()}{_SUFFIX}"

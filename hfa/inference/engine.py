@@ -57,9 +57,10 @@ class EngineConfig(Config):
         checkpoint_every: tokens between two checkpoints of a prompt's state, from which prompts that begin alike
             start; whole pages of the exact memory; 0 for none.
         checkpoint_budget_mib: memory for checkpoints; their pages are among those of the states.
-        checkpoint_dir: a folder that they are written to as well, and found in after a restart; empty for none.
-        checkpoint_disk_mib: for that folder.
-        max_sessions: streams that stay when their answer ends; the idle one unused for longest goes for a new one.
+        checkpoint_dir: a folder that they are written to as well, each model's to one of its own in it, and found in
+            after a restart; empty for none.
+        checkpoint_disk_mib: for what one model writes there.
+        max_sessions: streams that stay when their answer ends; an idle one of whoever has most goes for a new one.
     """
 
     device: str
@@ -150,7 +151,12 @@ class Engine:
             checkpoint_every=settings.checkpoint_every,
         )
         self._scheduler = Scheduler(
-            limits, self._pool.pages, reclaim=self._reclaim, begin=self._begin, leave=self._leave
+            limits,
+            self._pool.pages,
+            reclaim=self._reclaim,
+            begin=lambda sequence: runner.attempt(functools.partial(self._begin, sequence)),
+            aside=self._set_aside,
+            leave=self._leave,
         )
         self._tokenizer = tokenizer
         folder = None
@@ -244,7 +250,7 @@ class Engine:
             raise RequestError(422, f"The prompt has token ids outside 0 to {settings.vocab_size - 1}.")
 
     def _queue(self, request: GenerationRequest, session: Session | None) -> Generation:
-        sequence = Sequence(request, next(self._arrivals), session)
+        sequence = Sequence(request, next(self._arrivals), session, self._prefixes.every)
         with self._changed:
             if not self._accepting:
                 raise RequestError(503, f"{self.name} is shutting down.")
@@ -304,10 +310,14 @@ class Engine:
     def _step(self) -> None:
         self._answer_calls()
         with self._changed:
+            ended = self._scheduler.expire()
+        for sequence, reason in ended:
+            self._end(sequence, reason)
+        with self._changed:
             plan = self._scheduler.schedule()
         self._settle(plan)
         for output in self._runner.run(plan):
-            self._keep(output.sequence)
+            self._runner.attempt(functools.partial(self._keep, output.sequence))
             self._commit(output)
 
     def _answer_calls(self) -> None:
@@ -331,20 +341,21 @@ class Engine:
             return Row()
         row = self._sessions.take(sequence.session) if sequence.session else None
         if row is None:
-            found = self._prefixes.find(sequence.tokens, sequence.request.cache_salt)
+            found = self._prefixes.find(sequence.keys, len(sequence.tokens))
             row = self._prefixes.start(found.node) if found.node else Row()
-            sequence.miss = found.miss
+            sequence.node, sequence.miss = found
         sequence.position = row.length
         if not sequence.preemptions:
             sequence.cached = row.length
         return row
 
     def _keep(self, sequence: Sequence) -> None:
-        """Make a checkpoint where one is due."""
+        """Make a checkpoint where one is due; never of a state that may stem from outside."""
         row, every = sequence.row, self._prefixes.every
-        if every and row is not None and row.length and row.length % every == 0 and row.length == sequence.position:
-            salt = sequence.request.cache_salt
-            self._prefixes.put(sequence.tokens[: row.length], row, self._runner.recurrent(row), salt)
+        if not every or row is None or (sequence.session is not None and sequence.session.imported):
+            return
+        if row.length and row.length % every == 0 and row.length == sequence.position:
+            self._prefixes.put(sequence.keys, row, self._runner.recurrent(row))
 
     def _reclaim(self, count: int) -> None:
         """Free pages of checkpoints and idle sessions, the longest unused first."""
@@ -361,20 +372,21 @@ class Engine:
                 self._sessions.park(sequence.session, sequence.active)
 
     def _settle(self, plan: Plan) -> None:
-        """Everybody out, then everybody in: pages that change hands still hold what they held."""
-        for sequence, reason in plan.ended:
-            self._end(sequence, reason)
-        for sequence, row in plan.preempted:
-            self._set_aside(sequence, row)
+        """End who could not begin, and give who was set aside its state again."""
+        for sequence, error in plan.failed:
+            log.warning("A request to %s could not begin (%s)", self.name, _describe(error))
+            sequence.failed = True
+            self._end(sequence, "error", _describe(error))
         for sequence in plan.admitted:
             if sequence.stash is not None:
-                self._pool.restore(sequence.active, sequence.stash)
+                self._runner.restore(sequence.active, sequence.stash)
                 self._drop_stash(sequence)
 
-    def _set_aside(self, sequence: Sequence, row: Row) -> None:
-        """Keep the state of a sequence that was preempted; without one, its tokens are read again."""
-        if row.recurrent is None and not row.length:
-            return
+    def _set_aside(self, sequence: Sequence) -> None:
+        """Keep the state of a sequence that is preempted; without one, its tokens are read again."""
+        row = sequence.active
+        if sequence.stash is not None or not row.length:
+            return  # it has not got its state back yet, or none
         if self._swapped + self.state_bytes(row.length) > self._swap_budget:
             self._runner.release(row)
             return
@@ -395,6 +407,8 @@ class Engine:
             except Exception as failure:
                 log.exception("Sampling failed for a request to %s", self.name)
                 error = failure
+                if sequence.node is not None:  # what it began with may be to blame
+                    self._prefixes.drop(sequence.node)
         if error is not None:
             reason, sequence.failed = "error", True
         if reason is not None:
@@ -407,8 +421,8 @@ class Engine:
             self._runner.release(sequence.row)
         self._drop_stash(sequence)
         if sequence.session is not None:
-            if reason not in ("error", "displaced"):
-                sequence.session.tokens = list(sequence.tokens)
+            if reason != "displaced":  # of which another thread tells, and nothing has run
+                self._sessions.settle(sequence.session, sequence.said(reason))
             sequence.session.busy = False
         sequence.finish(reason, error)
         with self._changed:

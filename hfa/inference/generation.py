@@ -17,12 +17,14 @@ class Generation:
         async for event in engine.submit(request):
             ...
 
-    The last event is a `FinishEvent`. Leaving the loop early, or being cancelled in it, cancels the request.
+    The last event is a `FinishEvent`. Leaving the loop early, or being cancelled in it, cancels the request; after
+    that no token is handed out any more, and a session keeps those that were.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._events: deque[Event] = deque()
+        self.num_given = 0  # tokens that were handed out
         self._wake: Callable[[], None] | None = None
         self._cancelled = False
         self._finished = False
@@ -33,7 +35,8 @@ class Generation:
 
     def cancel(self) -> None:
         """Ask the engine to stop; it ends the stream before its next step. From any thread, any number of times."""
-        self._cancelled = True
+        with self._lock:
+            self._cancelled = True
 
     def push(self, event: Event) -> None:
         """Add an event, from any thread."""
@@ -62,8 +65,13 @@ class Generation:
         while True:
             arrived = asyncio.Event()
             with self._lock:
-                if self._events:
-                    return self._events.popleft()
+                while self._events:
+                    event = self._events.popleft()
+                    if isinstance(event, FinishEvent):
+                        return event
+                    if not self._cancelled:
+                        self.num_given += 1
+                        return event
                 self._wake = partial(self._notify, loop, arrived)
             await arrived.wait()
 

@@ -107,13 +107,19 @@ class StatePool:
         """Another row in the state of `row`, which shares its full pages; a free page is there for the last one."""
         full = row.length // self.page_size if self.page_size else 0
         other = Row(pages=row.pages[:full], length=row.length)
-        self.pages.hold(other.pages)
-        if self.page_size and row.length % self.page_size:
-            other.pages += self.pages.take(1)
-            self.paste(other.pages[-1:], self.copy(row.pages[full : full + 1]))
         assert row.recurrent is not None
-        self.adopt(other, row.recurrent, row.tries)
+        self.adopt(other, row.recurrent, row.tries)  # what may fail comes before any page is taken
+        last = self.copy(row.pages[full : full + 1]) if self.page_size and row.length % self.page_size else None
+        self.pages.hold(other.pages)
+        if last is not None:
+            other.pages += self.pages.take(1)
+            self.paste(other.pages[-1:], last)
         return other
+
+    def is_finite(self, recurrent: Sequence[Tensor], pages: Sequence[int]) -> bool:
+        """Whether a state has no NaN and no infinity in its tensors of constant size and in some full pages."""
+        stored = [part for store in self.copy(pages) for part in store] if pages else []
+        return all(bool(x.isfinite().all()) for x in (*recurrent, *stored))
 
     def copy(self, pages: Sequence[int]) -> list[list[Tensor]]:
         """What stands in some pages, of each memory for each of its pools."""

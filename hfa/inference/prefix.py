@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -17,7 +17,29 @@ from hfa.inference.pool import StatePool
 from hfa.inference.row import Row
 
 Miss = Literal["", "off", "short", "new", "evicted", "other model", "other tokenizer", "no room"]
-_GHOSTS = 65536  # evicted checkpoints that are remembered, to say so
+_GHOSTS = 65536  # checkpoints that are gone, or never were, of which it is remembered why
+
+
+class Keys:
+    """The hashes of the prefixes of a list of tokens that only grows, each computed once.
+
+    Args:
+        tokens: the list itself.
+        every: tokens of a block.
+        salt: what is hashed before the first block.
+    """
+
+    def __init__(self, tokens: list[int], every: int, salt: str = "") -> None:
+        self._tokens, self._every = tokens, every
+        self._known = [hashlib.blake2b(salt.encode(), digest_size=16).digest()]
+
+    def __getitem__(self, blocks: int) -> bytes:
+        """That of the first so many blocks."""
+        while len(self._known) <= blocks:
+            end = len(self._known) * self._every
+            part = np.asarray(self._tokens[end - self._every : end], np.int64).tobytes()
+            self._known.append(hashlib.blake2b(self._known[-1] + part, digest_size=16).digest())
+        return self._known[blocks]
 
 
 @dataclass(eq=False)
@@ -74,28 +96,21 @@ class PrefixTree:
         self.every, self.num_bytes = every, 0
         self._pool, self._budget, self._folder = pool, budget_bytes, folder
         self._nodes: dict[bytes, Node] = {}
-        self._ghosts: OrderedDict[bytes, None] = OrderedDict()
+        self._ghosts: OrderedDict[bytes, Miss] = OrderedDict()
         self._clock = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def keys(self, tokens: Sequence[int], salt: str = "") -> Iterator[bytes]:
-        """The hashes of the prefixes of every whole number of blocks, from the shortest on."""
-        key = hashlib.blake2b(salt.encode(), digest_size=16).digest()
-        for start in range(0, len(tokens) - self.every + 1, self.every):
-            part = np.asarray(tokens[start : start + self.every], np.int64).tobytes()
-            key = hashlib.blake2b(key + part, digest_size=16).digest()
-            yield key
-
-    def find(self, tokens: Sequence[int], salt: str = "") -> Found:
-        """The deepest checkpoint that leaves at least one token to read."""
+    def find(self, keys: Keys, length: int) -> Found:
+        """The deepest checkpoint of the first `length` tokens that leaves at least one of them to read."""
         if not self.every:
             return Found(None, "off")
-        if len(tokens) <= self.every:
+        if length <= self.every:
             return Found(None, "short")
         node: Node | None = None
-        for key in self.keys(tokens[:-1], salt):
+        for blocks in range(1, (length - 1) // self.every + 1):
+            key = keys[blocks]
             deeper = self._nodes.get(key)
             miss: Miss = ""
             if deeper is None:
@@ -108,38 +123,44 @@ class PrefixTree:
     def start(self, node: Node) -> Row:
         """A row that goes on from a checkpoint."""
         row = Row(pages=[page for one in node.path for page in one.pages], length=node.position)
+        self._pool.adopt(row, [x.to(self._pool.device) for x in node.recurrent])  # which may have moved since
         self._pool.pages.hold(row.pages)
-        self._pool.adopt(row, node.recurrent)
         return row
 
-    def put(self, tokens: Sequence[int], row: Row, recurrent: Sequence[Tensor], salt: str = "") -> None:
-        """Keep the state of a row that has read `tokens`, a whole number of blocks."""
-        keys = list(self.keys(tokens, salt))
-        if not keys or keys[-1] in self._nodes:
+    def put(self, keys: Keys, row: Row, recurrent: Sequence[Tensor]) -> None:
+        """Keep the state of a row that has read a whole number of blocks, unless it is not finite."""
+        blocks = row.length // self.every
+        key = keys[blocks]
+        if key in self._nodes:
             return
-        parent = self._nodes.get(keys[-2]) if len(keys) > 1 else None
-        if len(keys) > 1 and parent is None:
+        parent = self._nodes.get(keys[blocks - 1])
+        if blocks > 1 and parent is None:
             return  # its own was evicted meanwhile: a branch without a stem would be found by nobody
         size = self._pool.page_size
         first = parent.position // size if parent and size else 0
-        pages = row.pages[first : len(tokens) // size] if size else []
-        node = self._add(keys[-1], len(tokens), parent, [x.clone() for x in recurrent], pages)
+        pages = row.pages[first : row.length // size] if size else []
+        if not self._pool.is_finite(recurrent, pages):
+            return  # nobody who begins like this one is to fail with it
+        node = self._add(key, row.length, parent, [x.clone() for x in recurrent], pages)
         if self._folder is not None and node is not None:
-            self._folder.write(keys[-1], parent.key if parent else b"", len(tokens), recurrent, self._pool.copy(pages))
+            self._folder.write(key, parent.key if parent else b"", row.length, recurrent, self._pool.copy(pages))
+
+    def drop(self, node: Node) -> None:
+        """Forget a checkpoint that cannot be trusted, those before it, and all that follow from them; on disk too."""
+        stem = node.path[0]
+        grown = [one for one in self._nodes.values() if one.path[0] is stem]
+        for one in grown:
+            self._remove(one)
+        if self._folder is not None:
+            for one in {*node.path, *grown}:
+                self._folder.remove(one.key)
 
     def evict(self) -> bool:
         """Drop the leaf that was unused for longest; whether there was one."""
         leaf = min((node for node in self._nodes.values() if not node.children), key=lambda n: n.used, default=None)
         if leaf is None:
             return False
-        del self._nodes[leaf.key]
-        self._pool.pages.forget(leaf.pages)
-        self.num_bytes -= leaf.num_bytes
-        if leaf.parent:
-            leaf.parent.children -= 1
-        self._ghosts[leaf.key] = None
-        if len(self._ghosts) > _GHOSTS:
-            self._ghosts.popitem(last=False)
+        self._remove(leaf)
         return True
 
     @property
@@ -160,6 +181,7 @@ class PrefixTree:
             if parent is not None:
                 parent.used = self.tick()
             if not self._nodes or num_bytes > self._budget or not self._evict_but(parent):
+                self._remember(key, "no room")
                 return None
         node = Node(key, position, parent, recurrent, list(pages), self.tick(), num_bytes)
         self._nodes[key] = node
@@ -169,6 +191,19 @@ class PrefixTree:
             parent.children += 1
         self._ghosts.pop(key, None)
         return node
+
+    def _remove(self, node: Node) -> None:
+        del self._nodes[node.key]
+        self._pool.pages.forget(node.pages)
+        self.num_bytes -= node.num_bytes
+        if node.parent:
+            node.parent.children -= 1
+        self._remember(node.key, "evicted")
+
+    def _remember(self, key: bytes, miss: Miss) -> None:
+        self._ghosts[key] = miss
+        if len(self._ghosts) > _GHOSTS:
+            self._ghosts.popitem(last=False)
 
     def _evict_but(self, kept: Node | None) -> bool:
         if kept is None:
@@ -186,7 +221,7 @@ class PrefixTree:
 
     def _load(self, key: bytes, parent: Node | None) -> tuple[Node | None, Miss]:
         """A checkpoint from the folder, or why there is none."""
-        miss: Miss = "evicted" if key in self._ghosts else "new"
+        miss = self._ghosts.get(key, "new")
         if self._folder is None:
             return None, miss
         stored = self._folder.read(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,8 @@ class GenerationRequest:
         max_tokens: how many ids to generate at most.
         sampling: how the next id is chosen, seed included.
         stop_tokens: ids that end the answer; they are not part of it.
+        until: makes a function that is told every id of the answer in turn, and says whether that is the last; None
+            for no such thing.
         deadline_s: seconds from submission after which the answer ends as it is; None for no limit.
         priority: greater goes first, and may take the place of what is less.
         caller: whose request it is; callers of equal priority get equal shares.
@@ -37,6 +40,7 @@ class GenerationRequest:
     max_tokens: int
     sampling: Sampling
     stop_tokens: frozenset[int] = frozenset()
+    until: Callable[[], Callable[[int], bool]] | None = None
     deadline_s: float | None = None
     priority: int = 0
     caller: str = ""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from hfa.inference.sequence import Sequence
 from hfa.models import LanguageModel
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Output(NamedTuple):
@@ -59,7 +61,11 @@ class Runner:
     def stash(self, row: Row) -> Stash:
         """A copy of a row's state, before anything else runs in its pages."""
         self.part(row)
-        return self.pool.stash(row)
+        return self.attempt(partial(self.pool.stash, row))
+
+    def restore(self, row: Row, stash: Stash) -> None:
+        """Write what `stash` returned into a row, which has the pages for it."""
+        self.attempt(partial(self.pool.restore, row, stash))
 
     def recurrent(self, row: Row) -> list[Tensor]:
         """The tensors of constant size of a row, wherever they are."""
@@ -70,28 +76,34 @@ class Runner:
 
     def part(self, row: Row) -> None:
         """Take a row out of the batch, so that its tensors are its own; nothing happens when they are."""
-        if row in self._rows:
-            at = self._rows.index(row)
-            row.recurrent = [x[at : at + 1].clone() for x in self._batch]
-            self._leave([row])
+        self.attempt(partial(self._part, row))
 
     def release(self, row: Row) -> None:
         """Forget a row whose stream has ended."""
-        if row in self._rows:
-            self._leave([row])
+        self.attempt(partial(self._leave, row))
+
+    def attempt(self, run: Callable[[], T]) -> T:
+        """Do what needs memory of the device; when that is full, once more on the CPU, with everything there."""
+        try:
+            return run()
+        except torch.OutOfMemoryError as error:
+            if self.device == CPU:
+                raise
+            log.warning("%s ran out of memory (%s); the model and its states move to the CPU", self.device, error)
+        self._move_to_cpu()
+        return run()
 
     def _prefill(self, chunk: Chunk) -> Tensor | None:
         sequence, row = chunk.sequence, chunk.sequence.active
-        self.part(row)
+        self._part(row)
         if row.recurrent is None:
             self.pool.begin(row)
         tokens = sequence.next_tokens(chunk.start, chunk.end).to(self.device)  # [1, T]
-        hidden, state = self.model.hidden(tokens, self.pool.rows([row], row.recurrent or []), last=1)
+        with self._precision():
+            hidden, state = self.model.hidden(tokens, self.pool.rows([row], row.recurrent or []), last=1)
+            logits = self.model.head(hidden[0, -1]) if chunk.end == len(sequence.tokens) else None
         row.recurrent, row.length = self.pool.recurrent(state), chunk.end
         self.pool.take_tries(state, [row])
-        if chunk.end < len(sequence.tokens):
-            return None
-        logits: Tensor = self.model.head(hidden[0, -1])
         return logits
 
     def _decode(self, sequences: list[Sequence]) -> list[Output]:
@@ -99,10 +111,8 @@ class Runner:
             return [self._guard(sequence, partial(self._decode_alone, sequence)) for sequence in sequences]
         if not sequences:
             return []
-        self._join([sequence.active for sequence in sequences])
         try:
-            logits = self._attempt(partial(self._step, sequences))
-            assert logits is not None
+            logits = self.attempt(partial(self._step, sequences))
             return [Output(sequence, row) for sequence, row in zip(sequences, logits, strict=True)]
         except Exception as error:
             log.warning("A batch of %d failed (%s); each row is tried by itself", len(sequences), error)
@@ -110,10 +120,11 @@ class Runner:
 
     def _decode_alone(self, sequence: Sequence) -> Tensor:
         row = sequence.active
-        self.part(row)
+        self._part(row)
         assert row.recurrent is not None
         tokens = sequence.next_tokens(sequence.position - 1, sequence.position)[0].to(self.device)
-        logits, state = self.model.step(tokens, self.pool.rows([row], row.recurrent))
+        with self._precision():
+            logits, state = self.model.step(tokens, self.pool.rows([row], row.recurrent))
         row.recurrent = self.pool.recurrent(state)
         self.pool.take_tries(state, [row])
         row.length += 1
@@ -121,8 +132,10 @@ class Runner:
 
     def _step(self, sequences: list[Sequence]) -> Tensor:
         rows = [sequence.active for sequence in sequences]
+        self._join(rows)
         tokens = torch.tensor([sequence.tokens[-1] for sequence in sequences], device=self.device)
-        logits, state = self.model.step(tokens, self.pool.rows(rows, self._batch))
+        with self._precision():
+            logits, state = self.model.step(tokens, self.pool.rows(rows, self._batch))
         self._batch = self.pool.recurrent(state)
         self.pool.take_tries(state, rows)
         for row in rows:
@@ -134,47 +147,40 @@ class Runner:
         if rows == self._rows:
             return
         for row in [row for row in self._rows if row not in rows]:
-            self.part(row)
-        self._leave([])
+            self._part(row)
         new = [row for row in rows if row not in self._rows]
         parts = [self._batch] if self._rows else []
         parts += [row.recurrent for row in new if row.recurrent is not None]
-        self._batch = [torch.cat(tensors) for tensors in zip(*parts, strict=True)] if new else self._batch
+        batch = [torch.cat(tensors) for tensors in zip(*parts, strict=True)] if new else self._batch
         order = [*self._rows, *new]
-        for row in new:
-            row.recurrent = None
         if order != rows:
             where = torch.tensor([order.index(row) for row in rows], device=self.device)
-            self._batch = [x.index_select(0, where) for x in self._batch]
-        self._rows = list(rows)
+            batch = [x.index_select(0, where) for x in batch]
+        self._batch, self._rows = batch, list(rows)  # only now: whatever failed above leaves it as it was
+        for row in new:
+            row.recurrent = None
 
-    def _leave(self, rows: list[Row]) -> None:
-        """Close the gaps that rows leave in the batch."""
-        if not rows:
+    def _part(self, row: Row) -> None:
+        if row in self._rows:
+            at = self._rows.index(row)
+            row.recurrent = [x[at : at + 1].clone() for x in self._batch]
+            self._leave(row)
+
+    def _leave(self, row: Row) -> None:
+        """Close the gap that a row leaves in the batch."""
+        if row not in self._rows:
             return
-        kept = [i for i, row in enumerate(self._rows) if row not in rows]
+        kept = [i for i, one in enumerate(self._rows) if one is not row]
         where = torch.tensor(kept, dtype=torch.long, device=self.device)
         self._batch = [x.index_select(0, where) for x in self._batch]
         self._rows = [self._rows[i] for i in kept]
 
     def _guard(self, sequence: Sequence, run: Callable[[], Tensor | None]) -> Output:
         try:
-            return Output(sequence, self._attempt(run))
+            return Output(sequence, self.attempt(run))
         except Exception as error:
             log.exception("The model failed on a request of %d tokens", len(sequence.prompt))
             return Output(sequence, error=error)
-
-    def _attempt(self, run: Callable[[], Tensor | None]) -> Tensor | None:
-        try:
-            with self._precision():
-                return run()
-        except torch.OutOfMemoryError as error:
-            if self.device == CPU:
-                raise
-            log.warning("%s ran out of memory (%s); the model and its states move to the CPU", self.device, error)
-        self._move_to_cpu()
-        with self._precision():
-            return run()
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:
         if self.dtype == torch.float32:

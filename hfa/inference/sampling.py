@@ -69,13 +69,13 @@ def sample(
     logits: Tensor,
     sampling: Sampling,
     generator: torch.Generator,
-    prompt: Sequence[int] = (),
+    prompt: Sequence[int] | Tensor = (),
     answer: Sequence[int] = (),
 ) -> int:
     """One token from logits [V], on the CPU.
 
     Args:
-        prompt, answer: the tokens so far, which the penalties look at.
+        prompt, answer: the tokens so far, which the penalties look at; of the prompt each once is enough.
 
     Raises:
         ValueError: logits that are no distribution (NaN, +inf, or all -inf): the model has failed.
@@ -90,12 +90,12 @@ def sample(
     return int(torch.multinomial(probabilities(logits, sampling), 1, generator=generator))
 
 
-def penalised(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+def penalised(logits: Tensor, sampling: Sampling, prompt: Sequence[int] | Tensor, answer: Sequence[int]) -> Tensor:
     """The logits [V] with what was said before made less likely."""
     logits = logits.clone()
     said = torch.tensor([*answer], dtype=torch.long)
     if sampling.repetition_penalty != 1:
-        seen = torch.cat([torch.tensor([*prompt], dtype=torch.long), said]).unique()
+        seen = torch.cat([torch.as_tensor(prompt, dtype=torch.long), said]).unique()
         kept = logits[seen]
         factor = sampling.repetition_penalty
         logits[seen] = torch.where(kept > 0, kept / factor, kept * factor)

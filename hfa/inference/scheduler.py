@@ -27,8 +27,8 @@ class Chunk(NamedTuple):
 class Plan(NamedTuple):
     """The work of one step."""
 
-    ended: list[tuple[Sequence, FinishReason]]  # cancelled or past their deadline: nothing more to run
-    preempted: list[tuple[Sequence, Row]]  # their pages are given away, and hold what they held until something runs
+    failed: list[tuple[Sequence, Exception]]  # could not begin
+    preempted: list[Sequence]  # set aside; they wait until the next step at least
     admitted: list[Sequence]
     prefill: list[Chunk]
     decode: list[Sequence]  # each gets one token
@@ -75,6 +75,7 @@ class Scheduler:
         pages: the pages of all sequences.
         reclaim: evicts checkpoints until that many pages are free, or there is nothing left to evict.
         begin: the state that a sequence starts from, for one that is admitted; sets its position.
+        aside: is told of an active sequence that is set aside, while its pages hold what it has read.
         leave: is told of an active sequence that ends, while it still holds its pages.
 
     Source: fair shares by a counter of served tokens: virtual token counters, arXiv 2401.00588, section 4.
@@ -87,11 +88,12 @@ class Scheduler:
         *,
         reclaim: Callable[[int], None] = lambda count: None,
         begin: Callable[[Sequence], Row] = lambda sequence: Row(),
+        aside: Callable[[Sequence], None] = lambda sequence: None,
         leave: Callable[[Sequence], None] = lambda sequence: None,
     ) -> None:
         self.limits = limits
         self.pages = pages
-        self._reclaim, self._begin, self._leave = reclaim, begin, leave
+        self._reclaim, self._begin, self._aside, self._leave = reclaim, begin, aside, leave
         self._waiting: list[Sequence] = []
         self._prefilling: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -136,10 +138,16 @@ class Scheduler:
         self._waiting.append(sequence)
         return displaced
 
+    def expire(self) -> list[tuple[Sequence, FinishReason]]:
+        """Take out whoever was cancelled or is past its deadline; returns them, and why they end."""
+        ended = [(sequence, reason) for sequence in self.sequences() if (reason := sequence.verdict())]
+        for sequence, _ in ended:
+            self.remove(sequence)
+        return ended
+
     def schedule(self) -> Plan:
         """Decide on the next step, admitting whoever fits."""
         plan = Plan([], [], [], [], [])
-        self._end(plan)
         self._decode(plan)
         self._admit(plan)
         self._read(plan)
@@ -150,17 +158,11 @@ class Scheduler:
         if sequence in self._waiting:
             self._waiting.remove(sequence)
             return
-        (self._running if sequence in self._running else self._prefilling).remove(sequence)
         self._leave(sequence)
+        (self._running if sequence in self._running else self._prefilling).remove(sequence)
         self.pages.drop(sequence.active.pages)
 
     # The steps of `schedule`
-
-    def _end(self, plan: Plan) -> None:
-        for sequence in self.sequences():
-            if reason := sequence.verdict():
-                self.remove(sequence)
-                plan.ended.append((sequence, reason))
 
     def _decode(self, plan: Plan) -> None:
         for sequence in sorted(self._running, key=lambda one: one.urgency):
@@ -172,13 +174,17 @@ class Scheduler:
             self._charge(sequence, _WRITTEN)
 
     def _admit(self, plan: Plan) -> None:
-        while waiting := [one for one in self._waiting if all(one is not gone for gone, _ in plan.preempted)]:
+        while waiting := [one for one in self._waiting if one not in plan.preempted]:
             sequence = min(waiting, key=self._turn)
             if not self._fits(sequence) and not self._make_way(sequence, plan):
                 return
             self._waiting.remove(sequence)
             sequence.admit()
-            sequence.row = self._begin(sequence)
+            try:
+                sequence.row = self._begin(sequence)
+            except Exception as error:  # this one's alone
+                plan.failed.append((sequence, error))
+                continue
             self._prefilling.append(sequence)
             restored = sequence.stash is not None
             if restored and not self._grow(sequence, sequence.position, plan):
@@ -239,6 +245,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         """Set a sequence aside."""
+        self._aside(sequence)  # before anybody else writes into its pages
         (self._running if sequence in self._running else self._prefilling).remove(sequence)
         for chunk in [chunk for chunk in plan.prefill if chunk.sequence is sequence]:
             plan.prefill.remove(chunk)
@@ -246,12 +253,10 @@ class Scheduler:
         if sequence in plan.decode:
             plan.decode.remove(sequence)
             sequence.position -= 1
-        row = sequence.active
-        self.pages.drop(row.pages)
         if sequence in plan.admitted:
-            plan.admitted.remove(sequence)  # what it came with it still has
-        else:
-            plan.preempted.append((sequence, row))
+            plan.admitted.remove(sequence)
+        plan.preempted.append(sequence)
+        self.pages.drop(sequence.active.pages)
         sequence.row = None
         sequence.preemptions += 1
         self._waiting.append(sequence)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hfa.inference.generation import Generation
+from hfa.inference.prefix import Keys, Node
 from hfa.inference.request import FinishEvent, FinishReason, GenerationRequest, Logprobs, Timing, TokenEvent
 from hfa.inference.row import Row, Stash
 from hfa.inference.sampling import log_probabilities, sample
@@ -24,23 +25,34 @@ class Sequence:
         request: what is asked.
         arrival: number of the request, in the order of submission.
         session: the stream that it continues, if any.
+        checkpoint_every: tokens between two checkpoints.
     """
 
-    def __init__(self, request: GenerationRequest, arrival: int = 0, session: Session | None = None) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        arrival: int = 0,
+        session: Session | None = None,
+        checkpoint_every: int = 0,
+    ) -> None:
         self.request = request
         self.session = session
         self.arrival = arrival
         self.generation = Generation()
         self.tokens = list(request.tokens)
+        self.keys = Keys(self.tokens, checkpoint_every, request.cache_salt)
         self.position = 0
         self.row: Row | None = None  # its state, while it is active
         self.stash: Stash | None = None  # its state, while it is set aside
         self.is_long = False  # whether its prompt is read in small pieces beside streams
+        self.node: Node | None = None  # the checkpoint that it began at
         self.cached = 0  # tokens of the prompt that a checkpoint had
         self.miss = ""
         self.preemptions = 0
         self.failed = False  # its state is good for nothing
         self._generator = request.sampling.generator()
+        self._seen = torch.tensor(request.tokens if request.sampling.penalises else (), dtype=torch.long).unique()
+        self._is_last = request.until() if request.until else None
         self._submitted = time.monotonic()
         self._admitted: float | None = None
         self._first: float | None = None
@@ -89,7 +101,7 @@ class Sequence:
     def commit(self, logits: Tensor) -> FinishReason | None:
         """Take the next token from logits [V]; returns why that was the last, if it was."""
         request = self.request
-        token = sample(logits, request.sampling, self._generator, self.prompt, self.tokens[len(self.prompt) :])
+        token = sample(logits, request.sampling, self._generator, self._seen, self.tokens[len(self.prompt) :])
         if self._first is None:
             self._first = time.monotonic()
         if token in request.stop_tokens:
@@ -98,7 +110,16 @@ class Sequence:
         number = self.count
         self.tokens.append(token)
         self.generation.push(TokenEvent(number, token, told))
+        if self._is_last is not None and self._is_last(token):
+            return "stop"
         return "length" if self.count == request.max_tokens else None
+
+    def said(self, reason: FinishReason) -> list[int]:
+        """What its session is from now on: as far as the caller was answered, and as it was when nothing came."""
+        assert self.session is not None
+        count = self.generation.num_given if reason == "cancelled" else self.count
+        whole = reason in ("stop", "length")
+        return self.tokens[: len(self.prompt) + count] if whole or (count and not self.failed) else self.session.tokens
 
     def finish(self, reason: FinishReason, error: str = "") -> None:
         """End the stream."""

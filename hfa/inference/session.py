@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,8 @@ from hfa.inference.row import Row, Stash
 from hfa.models.state import flatten, num_bytes, unflatten
 
 _FORMAT = "hfa-session-1"
+_LENGTH = re.compile("[0-9]{1,12}")
+_MAX_MARKS = 8  # states that snapshots of one session keep
 
 
 @dataclass(eq=False)
@@ -30,6 +34,8 @@ class Session:
     Args:
         name: by which it is asked for.
         tokens: all so far; the last ones may not be read yet.
+        owner: whose it is.
+        imported: whether its states may stem from outside, so that nobody else is to go on from them.
         row: the state after the first ``row.length`` of them; None to read from the nearest checkpoint.
         marks: states that snapshots keep, by position.
         busy: whether a request is running on it.
@@ -38,6 +44,8 @@ class Session:
 
     name: str
     tokens: list[int] = field(default_factory=list)
+    owner: str = ""
+    imported: bool = False
     row: Row | None = None
     marks: dict[int, Row] = field(default_factory=dict)
     busy: bool = False
@@ -57,7 +65,7 @@ class Sessions:
     Args:
         pool: the states.
         prefixes: the checkpoints, which sessions fall back on.
-        limit: sessions at once; the idle one unused for longest is dropped for a new one.
+        limit: sessions at once; for a new one goes an idle one of whoever has most, that which was unused for longest.
         origin: the model and the tokenizer, which an exported session names; asked for when it is needed.
         reclaim: frees pages, if it can.
     """
@@ -77,18 +85,19 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def create(self, tokens: Iterable[int] = ()) -> Session:
+    def create(self, tokens: Iterable[int] = (), owner: str = "") -> Session:
         """A session that begins with `tokens`, which are read with its first request.
 
         Raises:
             RequestError: 503 when all there may be are busy.
         """
         if len(self._sessions) >= self._limit:
-            idle = min((one for one in self._sessions.values() if not one.busy), key=lambda s: s.used, default=None)
-            if idle is None:
+            have = Counter([owner, *(one.owner for one in self._sessions.values())])
+            idle = [one for one in self._sessions.values() if not one.busy]
+            if not idle:
                 raise RequestError(503, f"All {self._limit} sessions are busy; try again later.")
-            self.delete(idle.name)
-        session = Session(secrets.token_urlsafe(12), list(tokens), used=self._prefixes.tick())
+            self.delete(min(idle, key=lambda one: (-have[one.owner], one.used)).name)
+        session = Session(secrets.token_urlsafe(12), list(tokens), owner, used=self._prefixes.tick())
         self._sessions[session.name] = session
         return session
 
@@ -113,13 +122,19 @@ class Sessions:
         del self._sessions[name]
 
     def snapshot(self, name: str) -> int:
-        """Keep the state as it is; returns the position, to roll back to or to fork at without reading anything."""
+        """Keep the state as it is; returns the position, to roll back to or to fork at without reading anything.
+
+        The states of the latest few are kept; going back to an earlier one reads what is between.
+        """
         session = self.idle(name)
+        session.used = self._prefixes.tick()
         if session.row is None:
             raise RequestError(409, "The session has no state to keep: continue it first.")
         position = session.row.length
         if position not in session.marks:
             session.marks[position] = self._parked(self._forked(session.row))
+        while len(session.marks) > _MAX_MARKS:
+            self._pool.pages.forget(session.marks.pop(next(iter(session.marks))).pages)
         return position
 
     def fork(self, name: str, at: int | None = None) -> Session:
@@ -127,25 +142,37 @@ class Sessions:
         session = self.idle(name)
         at = len(session.tokens) if at is None else at
         self._check(session, at)
+        session.used = self._prefixes.tick()
         nearest = max((row for row in session.rows() if row.length <= at), key=lambda r: r.length, default=None)
-        other = self.create(session.tokens[:at])
-        if nearest is not None and nearest.length:
-            other.row = self._parked(self._forked(nearest))
+        row = self._forked(nearest) if nearest is not None and nearest.length else None
+        session.busy = True  # it is not to go for the new one
+        try:
+            other = self._begun(session.tokens[:at], session.owner, row)
+        finally:
+            session.busy = False
+        other.imported = session.imported
         return other
 
     def roll_back(self, name: str, to: int) -> Session:
         """Forget all but the first `to` tokens."""
         session = self.idle(name)
         self._check(session, to)
-        for position in [position for position in session.marks if position > to]:
+        marks = [position for position in session.marks if position <= to]
+        if marks and (session.row is None or session.row.length > to):
+            row = self._parked(self._forked(session.marks[max(marks)]))
+            self._pool.pages.forget(session.row.pages if session.row else ())
+            session.row = row
+        self.settle(session, session.tokens[:to])
+        return session
+
+    def settle(self, session: Session, tokens: list[int]) -> None:
+        """Make `tokens` all that the session has, and let go of states that are beyond them."""
+        session.tokens = tokens
+        for position in [position for position in session.marks if position > len(tokens)]:
             self._pool.pages.forget(session.marks.pop(position).pages)
-        if session.row is not None and session.row.length > to:
+        if session.row is not None and session.row.length > len(tokens):
             self._pool.pages.forget(session.row.pages)
             session.row = None
-        if session.row is None and session.marks:
-            session.row = self._parked(self._forked(session.marks[max(session.marks)]))
-        session.tokens = session.tokens[:to]
-        return session
 
     def take(self, session: Session) -> Row | None:
         """The state to go on from, now the stream's own; None where there is none."""
@@ -172,7 +199,7 @@ class Sessions:
         facts = {"format": _FORMAT, "length": str(length), **self._origin()._asdict()}
         return safetensors.torch.save(tensors, metadata=facts)
 
-    def load(self, data: bytes) -> Session:
+    def load(self, data: bytes, owner: str = "") -> Session:
         """A session that another engine exported.
 
         Raises:
@@ -189,9 +216,8 @@ class Sessions:
         if ((tokens < 0) | (tokens >= vocab_size)).any():
             raise RequestError(422, f"The session has token ids outside 0 to {vocab_size - 1}.")
         row = self._filled({path.removeprefix("state."): x for path, x in tensors.items()}, length) if length else None
-        session = self.create(tokens.tolist())
-        if row is not None:
-            session.row = self._parked(row)
+        session = self._begun(tokens.tolist(), owner, row)
+        session.imported = True
         return session
 
     def evict(self) -> bool:
@@ -215,6 +241,16 @@ class Sessions:
     def _check(self, session: Session, position: int) -> None:
         if not 0 <= position <= len(session.tokens):
             raise RequestError(422, f"position: got {position}, expected 0 to {len(session.tokens)}.")
+
+    def _begun(self, tokens: list[int], owner: str, row: Row | None) -> Session:
+        """A new session in the state of `row`, whose pages are free again when there is no place for it."""
+        try:
+            session = self.create(tokens, owner)
+        except RequestError:
+            self._pool.pages.drop(row.pages if row else ())
+            raise
+        session.row = self._parked(row) if row else None
+        return session
 
     def _forked(self, row: Row) -> Row:
         self._pool.pages.hold(row.pages)  # making room must not take them
@@ -246,7 +282,11 @@ class Sessions:
         needed = -(-length // self._pool.page_size) if self._pool.page_size else 0
         self._make_room(needed)
         row = Row(pages=self._pool.pages.take(needed))
-        self._pool.restore(row, Stash(state, length, num_bytes(state)))
+        try:
+            self._pool.restore(row, Stash(state, length, num_bytes(state)))
+        except BaseException:
+            self._pool.pages.drop(row.pages)
+            raise
         return row
 
 
@@ -255,9 +295,9 @@ def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         tensors = safetensors.torch.load(data)
         size = int.from_bytes(data[:8], "little")
-        facts = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        facts = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise RequestError(422, f"The body is no safetensors file ({str(error)[:80]}).") from None
-    if facts.get("format") != _FORMAT or "tokens" not in tensors or not str(facts.get("length", "")).isdigit():
+    if facts.get("format") != _FORMAT or "tokens" not in tensors or not _LENGTH.fullmatch(facts.get("length", "")):
         raise RequestError(422, "The file is no exported session.")
     return facts, tensors

@@ -80,21 +80,17 @@ class Reply:
             RequestError: 500 when the model failed; 503 when the miner stops and 504 when the deadline passes before
                 the first token.
         """
-        stopped = False
         end: FinishEvent | None = None
         try:
             async with aclosing(self._generation.events()) as events:
                 async for event in events:
                     if isinstance(event, FinishEvent):
                         end = event
-                    elif not stopped:
+                    else:
                         self._count += 1
                         self.tokens.append(event)
                         if piece := self._text.feed(event.token):
                             yield piece
-                        stopped = self._text.stopped
-                        if stopped:
-                            self._generation.cancel()
             if rest := self._text.flush():
                 yield rest
         finally:

@@ -177,11 +177,16 @@ class Service:
             raise RequestError(404, f"model: got {wish[:40]!r}, and this miner serves {', '.join(loaded.models)}.")
         choice = choose(candidates, self._policy, default=self.default, wish=wish)
         model = loaded.models[choice.name]
+
+        def text() -> TextAssembler:
+            return TextAssembler(StreamDecoder(model.tokenizer), order.stop)
+
         request = GenerationRequest(
             tokens=prompts[choice.name],
             max_tokens=order.max_tokens,
             sampling=order.sampling,
             stop_tokens=frozenset({model.tokenizer.end_of_text}),
+            until=(lambda: text().ends) if order.stop else None,
             deadline_s=min(self._limits.deadline_s, order.deadline_s or self._limits.deadline_s),
             priority=priority(caller),
             caller=caller.hotkey,
@@ -189,8 +194,7 @@ class Service:
         )
         generation = model.engine.submit(request, session)
         self.statistics.begin(choice.name)
-        text = TextAssembler(StreamDecoder(model.tokenizer), order.stop)
-        return Reply(choice, request, generation, text, model.tokenizer.decode_bytes, self.statistics, caller)
+        return Reply(choice, request, generation, text(), model.tokenizer.decode_bytes, self.statistics, caller)
 
     def max_tokens(self, asked: int | None) -> int:
         """What a request generates at most. Raises RequestError 422 for more than this miner does."""

@@ -10,7 +10,9 @@
     POST   /v1/sessions/import?model=...   a session that was exported, here or elsewhere
     DELETE /v1/sessions/{id}
 
-A position counts tokens. A session belongs to the hotkey that began it, and may be dropped when it was unused for long.
+A position counts tokens. A session belongs to the hotkey that began it, and may be dropped when it was unused for long,
+those of whoever has most first. A turn that ends before its first token leaves the session as it was, and one that is
+given up keeps what was sent of it.
 """
 
 from __future__ import annotations
@@ -135,13 +137,14 @@ def router(service: Service, gate: Gate, imports: Gate, metrics: Metrics) -> API
     @routes.post("", summary="Begin a session", openapi_extra=_body(BeginBody))
     async def begin(request: Request) -> SessionStatus:
         signed = await gate.admit(request)
-        body = parse_as(BeginBody, signed.body or b"{}")
-        return await desk.begin(body.model, signed.caller.hotkey, lambda sessions: sessions.create())
+        body, hotkey = parse_as(BeginBody, signed.body or b"{}"), signed.caller.hotkey
+        return await desk.begin(body.model, hotkey, lambda sessions: sessions.create(owner=hotkey))
 
     @routes.post("/import", summary="Take up a session that was exported", openapi_extra=_SIGNED)
     async def load(request: Request, model: str | None = None) -> SessionStatus:
         signed = await imports.admit(request)
-        return await desk.begin(model, signed.caller.hotkey, lambda sessions: sessions.load(signed.body))
+        hotkey = signed.caller.hotkey
+        return await desk.begin(model, hotkey, lambda sessions: sessions.load(signed.body, hotkey))
 
     @routes.post("/{identity}/generate", summary="Continue a session", openapi_extra=_body(GenerateBody))
     async def generate(request: Request, identity: str) -> Response:

@@ -28,6 +28,11 @@ class TextAssembler:
         """The text that is certain now and was not before."""
         return self._pass(self._decoder.push([token]))
 
+    def ends(self, token: int) -> bool:
+        """Whether a stop text is complete with this token; for whoever does not want the text."""
+        self.feed(token)
+        return self.stopped
+
     def flush(self) -> str:
         """What was held back, now that no token follows."""
         piece = self._pass(self._decoder.flush()) + self._held

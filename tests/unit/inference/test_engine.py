@@ -416,6 +416,74 @@ def test_out_of_memory_moves_the_model_to_the_cpu_and_loses_nothing(model, limit
         engine.close()
 
 
+@pytest.mark.parametrize("where", ["pool.begin", "pool.adopt", "pool.restore", "_join", "_leave"])
+def test_out_of_memory_around_the_model_loses_nothing_either(limits, tiny, where):
+    """Where rows begin, go on from a checkpoint, come back, join and leave the batch."""
+    model = tiny("hfa")
+    asked = [ask(range(20), 200), ask(range(30), 5, priority=1), ask(range(20), 3, priority=1)]
+    alone = EngineConfig(**limits | {"state_budget_mib": 8}).build(model, "hash")
+    expected = [answer(alone, request)[0] for request in asked]
+    alone.close()
+    runner = Runner(model, StatePool(model, torch.device("cpu:0"), 8 * 2**20, 2), torch.float32)
+    owner, name = (runner.pool, where.removeprefix("pool.")) if "." in where else (runner, where)
+    plain, failures = getattr(owner, name), []
+
+    def fail_once(*args):
+        if not failures:
+            failures.append(where)
+            raise torch.OutOfMemoryError("no memory left")
+        return plain(*args)
+
+    setattr(owner, name, fail_once)
+    settings = {"max_concurrent": 2, "checkpoint_every": 8, "prefill_chunk": 8}
+    engine = Engine(runner, EngineConfig(**limits | settings), "hash")
+
+    async def main():
+        first = engine.submit(asked[0]).events()
+        tokens = [(await anext(first)).token]
+        others = await asyncio.gather(*(collect(engine.submit(request)) for request in asked[1:]))
+        return [[*tokens, *[event.token async for event in first if isinstance(event, TokenEvent)]]] + [
+            tokens for tokens, _ in others
+        ]
+
+    try:
+        assert asyncio.run(asyncio.wait_for(main(), 60)) == expected
+        assert failures
+        assert engine.load().device == "cpu"
+    finally:
+        engine.close()
+
+
+def test_a_request_that_cannot_begin_ends_with_an_error(start, tiny):
+    """It is in no list any more, its session is free, and the others go on."""
+    engine = start(tiny("hfa"), checkpoint_every=8, prefill_chunk=8, state_budget_mib=8)
+    expected = answer(engine, ask(range(30)))[0]
+    session = engine.call(lambda sessions: sessions.create()).result(30)
+
+    def broken(node):
+        raise RuntimeError("this checkpoint cannot be read")
+
+    start_at, engine._prefixes.start = engine._prefixes.start, broken
+
+    async def main():
+        gone = engine.submit(ask(range(9)))
+        gone.cancel()
+        asked = [engine.submit(ask(range(30)), session.name), gone, engine.submit(ask([7, 8]))]
+        return await asyncio.wait_for(asyncio.gather(*map(collect, asked)), 30)
+
+    (nothing, failed), (_, cancelled), (_, fine) = asyncio.run(main())
+    assert (nothing, failed.reason, cancelled.reason, fine.reason) == ([], "error", "cancelled", "length")
+    assert "cannot be read" in failed.error
+    engine._prefixes.start = start_at
+    assert not session.busy
+    assert session.tokens == []
+
+    async def again():
+        return await asyncio.wait_for(collect(engine.submit(ask(range(30)), session.name)), 30)
+
+    assert asyncio.run(again())[0] == expected
+
+
 def test_a_model_too_large_for_its_device_is_placed_on_the_cpu(model, caplog):
     moved = []
 

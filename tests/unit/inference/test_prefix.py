@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_another_salt_shares_nothing(kept, tiny, prompt):
 def test_on_disk_a_checkpoint_survives_a_restart(kept, tiny, prompt, tmp_path, name):
     model = tiny(name)
     before = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
-    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 4
     after = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
     assert after[1].cached_tokens == 256
     assert after[0] == before[0]
@@ -113,17 +114,16 @@ def test_on_disk_another_model_s_and_another_tokenizer_s_are_told_apart(limits, 
         engine = EngineConfig(**limits | more).build(one, "hfa", vocabulary)
         said.append(answer(engine, ask(prompt))[1].miss)
         engine.close()
-        if len(said) == 1:
-            kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
-        for path, data in kept.items():
-            path.write_bytes(data)
     assert said == ["new", "other model", "other tokenizer"]
+    engine = EngineConfig(**limits | more).build(model, "hfa", "bytes")
+    assert answer(engine, ask(prompt))[1].cached_tokens == 256, "others have written beside it, not over it"
+    engine.close()
 
 
 def test_a_torn_file_is_removed_and_the_prompt_is_read(kept, tiny, prompt, tmp_path: Path):
     model = tiny("hfa")
     first = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("*/*"):
         path.write_bytes(path.read_bytes()[:100])
     again = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
     assert again[0] == first[0]
@@ -134,7 +134,82 @@ def test_the_folder_keeps_its_budget(kept, tiny, prompt, tmp_path):
     engine = kept(tiny("hfa"), checkpoint_dir=str(tmp_path), checkpoint_disk_mib=1)
     for number in range(30):
         answer(engine, ask([number, *prompt], 1))
-        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2**20
+        assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 2**20
+
+
+def test_what_never_had_room_says_so(kept, tiny, prompt):
+    engine = kept(tiny("hfa"), checkpoint_budget_mib=0)
+    assert answer(engine, ask(prompt))[1].miss == "new"
+    assert answer(engine, ask(prompt))[1].miss == "no room"
+
+
+@pytest.mark.parametrize("name", ["hfa", "transformer", "simplemind"])
+def test_a_state_that_is_not_finite_is_not_kept(kept, tiny, prompt, name, tmp_path):
+    """The prompt fails on a fault that passes; who asks again afterwards is answered."""
+    model = tiny(name)
+    expected, _ = answer(kept(model, checkpoint_every=0), ask(prompt))
+    engine = kept(model, checkpoint_dir=str(tmp_path))
+    fault = model.embedding.register_forward_hook(lambda module, given, out: out * torch.nan)
+    assert answer(engine, ask(prompt))[1].reason == "error"
+    fault.remove()
+    again, end = answer(engine, ask(prompt))
+    assert (again, end.cached_tokens) == (expected, 0)
+
+
+def test_a_checkpoint_that_makes_requests_fail_is_dropped(kept, tiny, prompt, tmp_path):
+    """With all that come before and after it, on disk too; others stay."""
+    model = tiny("hfa")
+    engine = kept(model, checkpoint_dir=str(tmp_path))
+    expected, _ = answer(engine, ask(prompt))
+    answer(engine, ask(prompt[1:]))
+    bad = next(node for node in engine._prefixes._nodes.values() if node.position == 128)
+    bad.recurrent = [x * torch.nan for x in bad.recurrent]
+    assert answer(engine, ask(prompt[:140]))[1].reason == "error"
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == len(engine._prefixes) == 4
+    again, end = answer(engine, ask(prompt))
+    assert (again, end.cached_tokens) == (expected, 0)
+    assert answer(engine, ask(prompt[1:]))[1].cached_tokens == 256
+
+
+def test_a_prompt_is_hashed_once(kept, tiny, prompt, monkeypatch):
+    engine = kept(tiny("hfa"))
+    hashed = []
+    plain = hashlib.blake2b
+    monkeypatch.setattr(hashlib, "blake2b", lambda *args, **more: hashed.append(1) or plain(*args, **more))
+    answer(engine, ask(prompt))
+    assert len(engine._prefixes) == 4
+    assert len(hashed) == 5, "one of the salt, and one of each block"
+
+
+def test_who_is_set_aside_keeps_its_state_when_the_next_one_reads_from_disk(kept, tiny, prompt, tmp_path):
+    """The pages that one leaves are those that the other's checkpoints are read into."""
+    model = tiny("hfa")
+    answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
+    low, high = ask([(token + 1) % 257 for token in prompt], 200), ask(prompt, 4, priority=1)
+    expected = [answer(kept(model, checkpoint_every=0), request)[0] for request in (low, high)]
+    engine = kept(model, checkpoint_dir=str(tmp_path), max_concurrent=1)
+    written = []
+    stash, paste = engine._runner.stash, engine._pool.paste
+    engine._pool.paste = lambda pages, contents: written.extend(pages) or paste(pages, contents)
+
+    def unwritten(row):
+        assert not set(row.pages) & set(written), "the pages still hold what they held"
+        return stash(row)
+
+    engine._runner.stash = unwritten
+
+    async def main():
+        first = engine.submit(low)
+        stream = first.events()
+        tokens = [(await anext(stream)).token]
+        second = [event async for event in engine.submit(high)]
+        *rest, end = [event async for event in stream]
+        return [*tokens, *(event.token for event in rest)], end, second
+
+    tokens, end, (*others, other_end) = asyncio.run(asyncio.wait_for(main(), 60))
+    assert (end.reason, end.preemptions) == ("length", 1)
+    assert other_end.cached_tokens == 256
+    assert [tokens, [event.token for event in others]] == expected
 
 
 def test_checkpoints_give_way_to_streams(kept, tiny, prompt):

@@ -79,8 +79,8 @@ def test_nothing_is_lost_and_no_limit_is_passed(actions, max_concurrent, max_que
             one.remove(held.pop(size % len(held)))
         elif action == "step":
             before = {item: item.position for item in held}
+            ended = [item for item, _ in one.expire()]
             plan = one.schedule()
-            ended = [item for item, _ in plan.ended]
             assert all(item.generation.cancelled for item in ended)
             held = [item for item in held if item not in ended]
             running = [chunk.sequence for chunk in plan.prefill] + plan.decode
@@ -166,7 +166,7 @@ def test_a_higher_priority_takes_the_place_of_a_lower():
     high = sequence(4, 2, priority=1)
     one.add(high)
     plan = one.schedule()
-    assert [item for item, _ in plan.preempted] == [low[1]], "the latest of the lowest"
+    assert plan.preempted == [low[1]], "the latest of the lowest"
     assert plan.decode == [low[0]]
     assert [piece.sequence for piece in plan.prefill] == [high]
     assert low[1].row is None
@@ -183,7 +183,7 @@ def test_without_pages_the_least_urgent_is_set_aside_and_comes_back():
     preempted, finished = [], []
     for _ in range(60):
         plan = one.schedule()
-        preempted += [item for item, _ in plan.preempted]
+        preempted += plan.preempted
         run(plan)
         for item in one.sequences():
             if item.count == 9:

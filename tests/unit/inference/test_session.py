@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,8 @@ NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "mode
 SETTINGS = {"prefill_chunk": 64, "checkpoint_every": 64, "state_budget_mib": 64}
 
 
-def ask(tokens, max_tokens=5) -> GenerationRequest:
-    return GenerationRequest(tokens=tuple(tokens), max_tokens=max_tokens, sampling=Sampling())
+def ask(tokens, max_tokens=5, **rest) -> GenerationRequest:
+    return GenerationRequest(tokens=tuple(tokens), max_tokens=max_tokens, sampling=Sampling(), **rest)
 
 
 def answer(engine: Engine, request: GenerationRequest, session: str | None = None):
@@ -121,12 +124,21 @@ def test_what_is_imported_is_looked_at(start, tiny, text):
         "a tensor is": saved(lambda t: t.update({memory: tensors[memory][:, 1:]})),
         "has no tensor": saved(lambda t: t.pop(codes)),
     }
-    for said, bad in wrong.items():
+    hostile = [saved(lambda t: None, length=length) for length in ("²", "9" * 5000, "")] + [
+        bare({"__metadata__": None})
+    ]
+    for said, bad in [*wrong.items(), *(("The file is no exported session", bad) for bad in hostile)]:
         with pytest.raises(RequestError, match=said) as refused:
             do(engine, lambda s, bad=bad: s.load(bad))
         assert refused.value.status == 422
     assert len(engine._sessions) == 1
     assert do(engine, lambda s: s.load(saved(lambda t: None))).tokens == one.tokens
+
+
+def bare(header: dict) -> bytes:
+    """A safetensors file of a header alone."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text
 
 
 def test_a_session_is_for_one_request_at_a_time(start, model):
@@ -205,6 +217,178 @@ def test_deleted_sessions_give_everything_back(start, tiny, text):
     while engine._prefixes.evict():
         continue
     assert engine._pool.pages.num_free == engine._pool.pages.num_pages
+
+
+def all_free(engine: Engine) -> bool:
+    """Whether all pages are free when nothing is kept any more."""
+    while engine._sessions.evict() or engine._prefixes.evict():
+        continue
+    return sorted(engine._pool.pages._free) == list(range(engine._pool.pages.num_pages))
+
+
+def test_a_fork_never_takes_the_place_of_its_source(start, tiny, text):
+    engine = start(tiny("hfa"), **SETTINGS, max_sessions=1)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text), one.name)
+    with pytest.raises(RequestError, match="All 1 sessions are busy") as refused:
+        do(engine, lambda s: s.fork(one.name))
+    assert refused.value.status == 503
+    assert one.row is not None
+    assert do(engine, lambda s: s.get(one.name)) is one
+    assert not one.busy
+    assert all_free(engine)
+
+
+def test_using_a_session_in_any_way_keeps_it(start, tiny, text):
+    engine = start(tiny("hfa"), **SETTINGS, max_sessions=3)
+    first, second, third = (do(engine, lambda s: s.create()) for _ in range(3))
+    answer(engine, ask(text), first.name)
+    for session in (second, third):
+        answer(engine, ask(text[:3]), session.name)
+    do(engine, lambda s: s.snapshot(first.name))
+    do(engine, lambda s: s.fork(second.name))
+    with pytest.raises(RequestError, match="not here"):
+        do(engine, lambda s: s.get(third.name))
+    assert do(engine, lambda s: s.get(first.name)) is first
+
+
+def test_without_memory_for_it_there_is_no_fork(start, tiny, text):
+    engine = start(tiny("hfa"), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text[:198]), one.name)
+    pages = engine._pool.pages
+    while engine._prefixes.evict():
+        continue
+    taken = pages.take(pages.num_free)
+    with pytest.raises(RequestError, match="needs 1 pages") as refused:
+        do(engine, lambda s: s.fork(one.name))
+    assert refused.value.status == 503
+    assert len(engine._sessions) == 1
+    pages.drop(taken)
+    assert all_free(engine)
+
+
+def test_an_import_that_fails_takes_no_memory(start, tiny, text, monkeypatch):
+    engine = start(tiny("hfa"), **SETTINGS, max_sessions=1)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text), one.name)
+    data = do(engine, lambda s: s.export(one.name))
+    one.busy = True
+    with pytest.raises(RequestError, match="All 1 sessions are busy"):
+        do(engine, lambda s: s.load(data))
+    one.busy = False
+
+    def full(row, stash):
+        raise torch.OutOfMemoryError("no memory left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._pool, "restore", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            do(engine, lambda s: s.load(data))
+    assert do(engine, lambda s: s.get(one.name)) is one, "nobody goes for one that is not there"
+    assert all_free(engine)
+
+
+def test_what_comes_from_outside_is_nobody_else_s_checkpoint(start, tiny, text):
+    """A state that says it has read other tokens than it has stays with whoever brought it, through forks too."""
+    model = tiny("hfa")
+    elsewhere, engine = start(model, **SETTINGS), start(model, **SETTINGS)
+    forged = do(elsewhere, lambda s: s.create())
+    answer(elsewhere, ask([5] * 60, 2), forged.name)
+    forged.tokens = text[:61]
+    data = do(elsewhere, lambda s: s.export(forged.name))
+    one = do(engine, lambda s: s.load(data))
+    other = do(engine, lambda s: s.fork(one.name))
+    for session in (one, other):
+        assert answer(engine, ask(text[61:140], 1), session.name)[1].cached_tokens == 61
+    honest, end = answer(engine, ask(text))
+    assert (end.cached_tokens, end.miss) == (0, "new")
+    assert honest == answer(elsewhere, ask(text))[0]
+
+
+@pytest.mark.parametrize("reason", ["deadline", "cancelled"])
+def test_a_turn_without_an_answer_leaves_the_session_as_it_was(start, tiny, text, reason):
+    """The turn can be asked again, and stands there once."""
+    engine = start(tiny("hfa"), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    first, _ = answer(engine, ask(text), one.name)
+    model = engine._runner.model
+
+    async def cut_short():
+        stream = engine.submit(ask(text, 5, deadline_s=1e-9 if reason == "deadline" else None), one.name)
+        if reason == "cancelled":
+            stream.cancel()
+        return [event async for event in stream]
+
+    (end,) = asyncio.run(cut_short())
+    assert end.reason == reason
+    assert one.tokens == [*text, *first]
+    again, _ = answer(engine, ask([7]), one.name)
+    assert again == answer(start(model, **SETTINGS), ask([*text, *first, 7]))[0]
+
+
+def test_a_turn_that_is_given_up_keeps_what_was_handed_out(start, model):
+    """However far ahead of its listener the engine is."""
+    engine = start(model)
+    one = do(engine, lambda s: s.create())
+    tokens, is_ahead, is_cancelled = [], threading.Event(), threading.Event()
+
+    def ahead(token: int) -> bool:
+        tokens.append(token)
+        if len(tokens) == 20:
+            is_ahead.set()
+            assert is_cancelled.wait(30)
+        return False
+
+    async def leave() -> list[int]:
+        stream, given = engine.submit(ask([1, 2, 3], 900, until=lambda: ahead), one.name), []
+        async for event in stream:
+            given.append(event.token)
+            if len(given) == 3:
+                assert await asyncio.to_thread(is_ahead.wait, 30)
+                stream.cancel()
+                is_cancelled.set()
+                assert [event.reason async for event in stream.events()] == ["cancelled"]
+                return given
+        raise AssertionError
+
+    given = asyncio.run(leave())
+    assert one.tokens == [1, 2, 3, *given]
+    again, _ = answer(engine, ask([4]), one.name)
+    assert again == answer(engine, ask([1, 2, 3, *given, 4]))[0]
+
+
+def test_a_session_ends_where_its_answer_does(start, model):
+    """What decides the end is asked between two tokens: none is computed beyond it, and the state is there."""
+    engine = start(model)
+    one = do(engine, lambda s: s.create())
+    whole, _ = answer(engine, ask([1, 2, 3], 9))
+    stopped, end = answer(engine, ask([1, 2, 3], 9, until=lambda: lambda token: token == whole[4]), one.name)
+    cut = whole.index(whole[4]) + 1
+    assert (stopped, end.reason) == (whole[:cut], "stop")
+    assert one.tokens == [1, 2, 3, *stopped]
+    assert one.row.length == len(one.tokens) - 1
+
+
+def test_snapshots_keep_the_latest_few_states(start, tiny):
+    engine = start(tiny("simplemind"), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    positions = []
+    for token in range(12):
+        answer(engine, ask([token], 1), one.name)
+        positions.append(do(engine, lambda s: s.snapshot(one.name)))
+    assert list(one.marks) == positions[-8:]
+    assert do(engine, lambda s: s.roll_back(one.name, positions[0])).row is None, "this one is read again"
+
+
+def test_who_has_most_sessions_makes_place_first(start, model):
+    engine = start(model, max_sessions=3)
+    modest = do(engine, lambda s: s.create(owner="modest"))
+    many = [do(engine, lambda s: s.create(owner="greedy")) for _ in range(4)]
+    assert do(engine, lambda s: s.get(modest.name)) is modest
+    new = do(engine, lambda s: s.create(owner="new"))
+    for session in (modest, many[-1], new):
+        assert do(engine, lambda s, session=session: s.get(session.name)) is session
 
 
 def test_a_closed_engine_answers_no_calls(limits, hash_model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
@@ -134,6 +135,30 @@ def test_a_stop_text_ends_the_work_too(service, monkeypatch):
 
     run(scenario)
     assert len(steps) < 1000
+
+
+def test_a_stop_text_ends_the_session_where_it_ends_the_answer(service):
+    """However slow the listener is, the next turn goes on from nothing that the caller was not given."""
+    engine = service.models["hfa"].engine
+    body = GenerateBody(prompt="Once upon a time", max_tokens=300, temperature=1.0, seed=3)
+
+    async def say(body: GenerateBody):
+        session = await engine.session(lambda sessions: sessions.create())
+        reply, pieces = await service.answer(body, CALLER, session=("hfa", session.name)), []
+        async for piece in reply.pieces():
+            pieces.append(piece)
+            time.sleep(0.02)  # the engine would be far ahead
+        return session, reply.summary, "".join(pieces)
+
+    async def scenario():
+        whole = (await say(body.model_copy(update={"max_tokens": 12})))[2]
+        session, summary, cut = await say(body.model_copy(update={"stop": [whole[6:8]]}))
+        assert summary.finish_reason == "stop"
+        assert cut == whole[: whole.index(whole[6:8])]
+        assert len(session.tokens) == summary.context_length < 40
+        assert session.row.length == len(session.tokens) - 1, "and it has the state"
+
+    run(scenario)
 
 
 def test_models_that_share_a_tokenizer_encode_a_prompt_once(service, monkeypatch):
