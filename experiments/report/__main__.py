@@ -16,7 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.report.collect import Found, collect
-from experiments.report.sections import sections, titled
+from experiments.report.sections import amounts, sections
 from hfa.errors import HFAError
 
 
@@ -48,7 +48,7 @@ def page(found: Found, title: str, command: str) -> str:
         title=title,
         command=command,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        amounts=titled(found),
+        amounts=amounts(found),
         sections=sections(found),
     )
 

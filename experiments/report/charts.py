@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,10 @@ from experiments.complexity.report import short
 # Okabe and Ito's colours, told apart with any colour vision, each with a marker of its own for print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8a8a00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_SIZE = (5.4, 3.7)  # inches: as wide as a phone at a readable size of letters, and two beside each other on a desk
+# Inches: on a phone as wide as the page, so that letters keep their size, and three beside each other on a desk
+_WIDTH = 4.1
+_HEIGHT = 2.7  # beside the legend
+_ROW = 0.19  # of the legend
 
 
 class Curve(NamedTuple):
@@ -57,14 +61,17 @@ def draw(
         ticks: how values of x are written.
         description: for those who cannot see it.
     """
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9.5, "svg.hashsalt": y + x}):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+    columns = 1 if max(map(len, curves), default=0) > 22 else 2
+    size = _WIDTH, _HEIGHT + _ROW * -(-len(curves) // columns)
+    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": y + x}):
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for number, (name, curve) in enumerate(curves.items()):
             colour = COLOURS[number % len(COLOURS)]
             marker = MARKERS[number % len(MARKERS)] if len(curve.x) <= 24 else ""
             style = ("-", "--", ":")[number // len(COLOURS) % 3]
-            axes.plot(curve.x, curve.y, style, color=colour, marker=marker, markersize=5, linewidth=1.7, label=name)
+            label = name.replace("$", r"\$")  # no formula
+            axes.plot(curve.x, curve.y, style, color=colour, marker=marker, markersize=5, linewidth=1.7, label=label)
             if curve.low:
                 axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
         if log_x:
@@ -85,8 +92,7 @@ def draw(
         axes.set_ylabel(y)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        columns = 1 if max(map(len, curves), default=0) > 22 else 2
-        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
@@ -94,7 +100,7 @@ def draw(
     svg = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
     )
-    return svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
 
 
 def tokens(value: float) -> str:

@@ -3,64 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from experiments.report import study
+from experiments.report.run import Found, Run, made, measured, model_name
+from experiments.retention.ledger import Ledger
 from hfa.errors import HFAError
-from hfa.metrics.bits import LossByPosition
-from hfa.metrics.recall import Recall
 from hfa.training.loggers import read_metrics
 from hfa.training.record import read_config
-
-Points = list[tuple[float, float]]
-
-
-@dataclass
-class Run:
-    """A training, or the measuring of a checkpoint, or both.
-
-    Args:
-        name: short, and its own.
-        model: what was trained.
-        config: resolved.
-        made: command, commit, seed, date, machine.
-        metrics: the newest of each.
-        curves: by metric, value against optimizer steps.
-        bits: bits per byte by (text, length).
-        loss: by position, of each text.
-        recall: what was asked, by task, length and depth.
-        samples: what it wrote.
-        group: a study's variant; runs of one differ in their seeds alone.
-    """
-
-    name: str
-    model: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    made: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    curves: dict[str, Points] = field(default_factory=dict)
-    bits: dict[tuple[str, int], float] = field(default_factory=dict)
-    loss: dict[str, LossByPosition] = field(default_factory=dict)
-    recall: Recall | None = None
-    samples: str = ""
-    group: str = ""
-
-
-@dataclass
-class Found:
-    """Everything that was found.
-
-    Args:
-        runs: of ``train.py``, and of the studies that train.
-        costs: runs of experiments.complexity, by path.
-        retention: results of experiments.retention, by path: seed to what was counted.
-    """
-
-    runs: list[Run] = field(default_factory=list)
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    retention: dict[str, dict[str, Recall]] = field(default_factory=dict)
 
 
 def collect(paths: Sequence[Path]) -> Found:
@@ -72,24 +23,18 @@ def collect(paths: Sequence[Path]) -> Found:
     Raises:
         HFAError: one does not exist, or there is nothing to report in any.
     """
-    found = Found()
+    found, taken = Found(), set[Path]()
     for path in paths:
         if not path.exists():
             raise HFAError(f"{path}: there is no such file or folder.")
         for file in sorted(_files(path)):
-            _take(found, file, path)
+            if file.resolve() not in taken:
+                taken.add(file.resolve())
+                _take(found, file, path)
+    _tell_apart(found.runs)
     if not (found.runs or found.costs or found.retention):
         where = ", ".join(map(str, paths))
         raise HFAError(f"{where}: no runs here; name run directories, folders of them, or results of studies.")
-    return found
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        path = f"{prefix}.{key}" if prefix else str(key)
-        found |= flat(value, path) if isinstance(value, Mapping) and value else {path: value}
     return found
 
 
@@ -97,37 +42,47 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
         return
-    for pattern in ("run.json", "*.jsonl", "results/*.json", "*.json"):
+    for pattern in ("*.jsonl", "*.json"):
         yield from (
             file for file in path.rglob(pattern) if "checkpoints" not in file.parts and "wandb" not in file.parts
         )
 
 
+def _tell_apart(runs: Sequence[Run]) -> None:
+    """Two folders may hold a run or a study of one name each: these are called by their paths."""
+    for label in ("study", "name"):
+        paths: dict[tuple[str, str], set[str]] = {}
+        for run in runs:
+            paths.setdefault((run.study, getattr(run, label)), set()).add(run.path)
+        for run in runs:
+            if getattr(run, label) and len(paths[run.study, getattr(run, label)]) > 1:
+                setattr(run, label, run.path)
+
+
 def _take(found: Found, file: Path, root: Path) -> None:
     if file.name == "run.json":
-        run = _run(file.parent, root)
-        if run.name not in {other.name for other in found.runs}:
-            found.runs.append(run)
+        found.runs.append(_run(file.parent, root))
     elif file.name == "runs.jsonl":
-        found.runs += _study(file)
+        found.runs += study.read(file)
     elif file.name == "cells.jsonl":
-        found.retention.setdefault(str(file), _cells(file))
-    elif file.suffix == ".json" and str(file) not in found.costs:
+        ledger = Ledger(file)
+        found.retention[str(file)] = {f"seed {seed}": ledger.recall(seed) for seed in ledger.seeds()}
+    elif file.suffix == ".json":
         data = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(data, dict) and {"rows", "models", "provenance"} <= data.keys():
             found.costs[str(file)] = data
         elif isinstance(data, dict) and "recall_by_depth" in data and not (file.parent / "run.json").exists():
-            run = Run(name=f"{file.parent.parent.name}/{file.stem}")
-            found.runs.append(_measured(run, data))
+            run = Run(name=f"{file.resolve().parents[1].name}/{file.stem}", path=str(file))
+            found.runs.append(measured(run, data))
 
 
 def _run(folder: Path, root: Path) -> Run:
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     name = folder.relative_to(root).as_posix() if folder != root and folder.is_relative_to(root) else folder.name
-    run = Run(name=name, config=read_config(folder), made=_made(facts), metrics=facts.get("metrics") or {})
-    run.model = _model(run.config)
+    run = Run(name, str(folder), config=read_config(folder), made=made(facts), metrics=facts.get("metrics") or {})
+    run.model = model_name(run.config)
     if (folder / "evaluation.json").exists():
-        return _measured(run, json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
+        return measured(run, json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
     if (folder / "metrics.csv").exists():
         for row in read_metrics(folder / "metrics.csv"):
             for key, value in row.items():
@@ -136,68 +91,6 @@ def _run(folder: Path, root: Path) -> Run:
     if (folder / "samples.txt").exists():
         run.samples = _last_samples((folder / "samples.txt").read_text(encoding="utf-8"))
     return run
-
-
-def _measured(run: Run, data: Mapping[str, Any]) -> Run:
-    """The run with what an evaluation of it found; a checkpoint's own model and configuration count."""
-    training = data.get("training") or {}
-    run.config = training.get("config") or run.config
-    run.model = _model(run.config)
-    run.made = run.made or _made(data)
-    run.bits |= {(one["source"], one["length"]): one["bits_per_byte"] for one in data.get("bits_per_byte", [])}
-    run.loss |= {name: LossByPosition.from_json(one) for name, one in data.get("loss_by_position", {}).items()}
-    if data.get("recall_by_depth", {}).get("counts"):
-        run.recall = Recall.from_json(data["recall_by_depth"])
-    run.metrics = {**(training.get("metrics") or {}), **run.metrics}
-    return run
-
-
-def _study(file: Path) -> Iterator[Run]:
-    """A run for each training of a study, with its evaluation."""
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    measured = {(one["variant"], one["lr"], one["seed"]): one for one in records if one["kind"] == "evaluation"}
-    for one in records:
-        key = (one["variant"], one["lr"], one["seed"])
-        if one["kind"] != "training":
-            continue
-        run = Run(
-            name=f"{one['study']}/{one['variant']} lr {one['lr']:g} seed {one['seed']}",
-            model=one["variant"],
-            config=one["config"],
-            made=_made(one),
-            metrics={**one["metrics"], "parameters": one["parameters"], "tokens": one["tokens"]},
-            curves={"val/bits_per_byte": one["validation"], "train/bits_per_byte": one["training"]},
-            samples=one.get("samples", ""),
-            group=f"{one['study']}/{one['variant']} lr {one['lr']:g}",
-        )
-        if key in measured:
-            run = _measured(run, {**measured[key], "training": {"config": one["config"]}})
-            run.model = one["variant"]
-        yield run
-
-
-def _cells(file: Path) -> dict[str, Recall]:
-    by_seed: dict[str, Recall] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        one = json.loads(line)
-        recall = Recall.from_json(one["recall"])
-        name = f"seed {one['seed']}"
-        if name in by_seed:
-            by_seed[name].merge(recall)
-        else:
-            by_seed[name] = recall
-    return by_seed
-
-
-def _made(facts: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("command", "commit", "dirty", "seed", "date", "device", "cpu", "torch", "threads", "status", "checkpoint")
-    return {key: facts[key] for key in kept if facts.get(key) is not None}
-
-
-def _model(config: Mapping[str, Any]) -> str:
-    model = config.get("model") or {}
-    target = str(model.get("_target_", "")).rpartition(".")[2].removesuffix("Config")
-    return f"hf/{model['architecture']}" if "architecture" in model else target
 
 
 def _last_samples(text: str) -> str:
