@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from experiments.language.ledger import Ledger
@@ -73,6 +75,9 @@ def parse(arguments: Sequence[str] | None, description: str | None, variants: Se
         "--lrs", nargs="+", type=float, default=list(LRS), help="where the sweep begins; one is taken as it is"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="to train and test at the best learning rate")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="models at once, each in a process on one core (%(default)s)"
+    )
     parser.add_argument("--plot", action="store_true", help="draw what there is, and write the table")
     parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")
     parser.add_argument("--results", type=Path, help="keep results in this folder")
@@ -81,8 +86,22 @@ def parse(arguments: Sequence[str] | None, description: str | None, variants: Se
 
 def follow(study: Study, asked: argparse.Namespace) -> list[str]:
     """Train and test as asked; what failed, once the rest is done."""
-    failed = []
+    together: dict[str, list[str]] = {}  # what is measured of another's weights waits for those
     for name in asked.models:
+        together.setdefault(study.trained(name), []).append(name)
+    one_by_one = partial(_follow, study, asked)
+    if asked.jobs < 2:
+        return [name for names in together.values() for name in one_by_one(names)]
+    pool = ThreadPoolExecutor(asked.jobs)
+    try:
+        return [name for failed in pool.map(one_by_one, together.values()) for name in failed]
+    finally:
+        pool.shutdown(cancel_futures=True)  # interrupted: nothing is begun any more
+
+
+def _follow(study: Study, asked: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    failed = []
+    for name in names:
         try:
             if asked.sweep:
                 study.sweep(name, asked.lrs, asked.seeds[0] if asked.seeds else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 from collections.abc import Iterator
@@ -23,10 +24,12 @@ class Ledger:
         self.path = path
 
     def append(self, record: Record) -> None:
-        """Add a line, whole or not at all; numbers that are not finite become null."""
+        """Add a line, whole and by itself, whoever else adds one; numbers that are not finite become null."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(_finite(record), allow_nan=False) + "\n"
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(line)
 
     def find(self, kind: Kind, variant: str, overrides: list[str]) -> Record | None:
         """The run of `variant` with exactly these overrides."""
@@ -37,7 +40,10 @@ class Ledger:
         """All runs of a kind, oldest first."""
         if not self.path.exists():
             return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        with self.path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            lines = file.read().splitlines()
+        for line in lines:
             record: Record = json.loads(line)
             if record["kind"] == kind and variant in (None, record["variant"]):
                 yield record

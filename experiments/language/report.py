@@ -29,6 +29,7 @@ _COLOURS = (
     "#5E3C99",
 )
 _MARKERS = ("o", "v", "s", "D", "^", "P", "X", "*", "<", ">")
+_LINES = ("-", "--", ":")  # once all colours are taken, with hollow markers
 
 
 def table(study: Study) -> str:
@@ -79,7 +80,7 @@ def draw(study: Study, path: Path) -> Path:
     sweep, seeds, position = figure.subplots(1, 3)
     names = [name for name in study.variants if at_best(study, name)[0]]
     for number, name in enumerate(names):
-        style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        style = _style(number)
         if not study.variants[name].trained_as:
             _draw_sweep(sweep, study, name, style)
         _draw_seeds(seeds, study, name, number, style)
@@ -108,6 +109,13 @@ def draw(study: Study, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
+
+
+def _style(number: int) -> dict[str, Any]:
+    """How the lines of a variant look; no two of the first 30 alike."""
+    again, place = divmod(number, len(_COLOURS))
+    filled = {"markerfacecolor": "none"} if again else {}
+    return {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": _LINES[again % len(_LINES)], **filled}
 
 
 def at_best(study: Study, name: str) -> tuple[list[Record], list[Record]]:
@@ -165,7 +173,7 @@ def _draw_seeds(axes: Axes, study: Study, name: str, place: int, style: dict[str
     if not evaluations:
         return
     values = bits(evaluations, min(one["length"] for one in evaluations[0]["bits_per_byte"]))
-    axes.plot([place] * len(values), values, linestyle="", alpha=0.6, **style)
+    axes.plot([place] * len(values), values, alpha=0.6, **{**style, "linestyle": ""})
     mean = statistics.mean(values)
     axes.plot([place - 0.25, place + 0.25], [mean, mean], color=style["color"])
 

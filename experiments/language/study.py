@@ -97,7 +97,7 @@ class Study:
         record = training_record(folder) | {"seconds": seconds, "variant": name, "overrides": overrides}
         self.ledger.append({"kind": "training", "study": self.name, "lr": lr, "seed": seed, **record})
         console.print(
-            f"  {record['metrics'][MONITOR]:.4f} bits per byte of validation text, {seconds / 60:.1f} minutes"
+            f"  {name}: {record['metrics'][MONITOR]:.4f} bits per byte of validation text, {seconds / 60:.1f} minutes"
         )
         return self.train(name, lr, seed)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hfa.config import from_node
 from hfa.models import ModelConfig
 
 CONF = Path(__file__).parents[2] / "conf"
+_COMPOSING = Lock()  # Hydra composes one configuration at a time
 D_FF_STEP = 4  # of the feed-forward width: less than 0.6% of the parameters of four layers
 
 
@@ -39,7 +41,7 @@ class Variant:
 
 def model_config(experiment: str, overrides: Sequence[str]) -> ModelConfig:
     """The model that ``train.py experiment=... OVERRIDES`` composes."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with _COMPOSING, initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"experiment={experiment}", "name=study", *overrides])
     model: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
     return from_node(model, "model", ModelConfig)  # type: ignore[type-abstract]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,8 @@ from experiments.language import __main__ as language
 from experiments.language import baseline
 from experiments.language.command import follow, parse
 from experiments.language.ledger import Ledger
-from experiments.language.report import draw, table, written
-from experiments.language.study import MONITOR, Study, chosen, edited, samples
+from experiments.language.report import _style, draw, table, written
+from experiments.language.study import MONITOR, REPO, Study, chosen, edited, samples
 from experiments.language.variant import Variant
 from hfa.metrics.bits import LossByPosition
 
@@ -91,6 +94,52 @@ def test_what_is_recorded_is_not_run_again(study: Study) -> None:
     assert [(run["lr"], run["seed"]) for run in trained] == [(0.008, 0), (0.016, 0), (0.032, 0), (0.016, 1)]
     assert follow(study, asked) == []
     assert list(study.ledger.read("training")) == trained
+
+
+class Meeting(Pretended):
+    """Trains two variants at once, or not at all."""
+
+    barrier = threading.Barrier(2, timeout=20)
+
+    def train(self, name: str, lr: float, seed: int) -> dict[str, Any]:
+        if not self.ledger.find("training", name, [*self.overrides(name), *chosen(lr, seed)]):
+            self.barrier.wait()
+        return super().train(name, lr, seed)
+
+
+def test_jobs_are_done_at_once_and_what_needs_another_waits_for_it(study: Study) -> None:
+    others = {
+        "edited": study.variants["edited"],
+        "plain": study.variants["plain"],
+        "wide": Variant(title="Wide", overrides=("model=transformer", "model.num_heads=4")),
+    }
+    meeting = Meeting(name="test", experiment="language", parameters=1_000_000, variants=others, ledger=study.ledger)
+    words = ["--models", "plain", "edited", "wide", "--sweep", "--seeds", "0", "--lrs", "0.008", "0.016", "0.032"]
+    assert follow(meeting, parse([*words, "--jobs", "2"], None, list(others))) == []
+    trained = [run["variant"] for run in study.ledger.read("training")]
+    assert sorted(trained) == ["plain"] * 3 + ["wide"] * 3
+    assert [run["variant"] for run in study.ledger.read("evaluation")].count("edited") == 1
+
+
+def test_a_line_of_one_process_never_stands_in_that_of_another(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from experiments.language.ledger import Ledger\n"
+        "for number in range(40): Ledger(Path(sys.argv[1])).append("
+        "{'kind': 'training', 'variant': sys.argv[2], 'number': number, 'text': sys.argv[2] * 300_000})"
+    )
+    path = tmp_path / "runs.jsonl"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name], cwd=REPO) for name in "abc"]
+    while any(writer.poll() is None for writer in writers):
+        assert all(set(run["text"]) == {run["variant"]} for run in Ledger(path).read("training"))
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert sorted((run["variant"], run["number"]) for run in Ledger(path).read("training")) == [
+        (name, number) for name in "abc" for number in range(40)
+    ]
+
+
+def test_no_two_variants_look_alike() -> None:
+    styles = [_style(number) for number in range(len(language.VARIANTS))]
+    assert len({json.dumps(style, sort_keys=True) for style in styles}) == len(styles)
 
 
 def test_without_a_sweep_there_is_no_best_rate(study: Study) -> None:
