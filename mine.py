@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from hfa.mistakes import sentence
 from hfa.serving.flags import translate
 
 MAIN = Path(__file__).parent / "conf" / "mine.yaml"
+CRASHED, LATER = 70, 75  # EX_SOFTWARE and EX_TEMPFAIL of sysexits.h
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -49,7 +53,9 @@ def run(task: Callable[[], Any]) -> int:
     """Run a task; what a user got wrong is one sentence, and a traceback only with HYDRA_FULL_ERROR=1.
 
     Returns:
-        The exit code: 0, 1 for a hotkey that is not registered, 2 for what a user got wrong, 130 when interrupted.
+        The exit code: 0; 1 for a hotkey that is not registered, 2 for what a user got wrong; 70 for what is our fault,
+        and 75 for what passes, as a chain that is away or a disk that is full: those two are worth another start; 130
+        when interrupted.
     """
     try:
         task()
@@ -60,10 +66,17 @@ def run(task: Callable[[], Any]) -> int:
         if said is None and isinstance(error, OSError) and error.filename is not None:
             said = f"{error.filename}: {error.strerror}; name another place or change its permissions."
         if said is None or TRACEBACKS:
-            raise
-        sys.stderr.write(f"{said}\n")
-        return 1 if type(error).__name__ == "NotRegisteredError" else 2
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"{said}\n")
+        return _code(error) if said is not None else CRASHED
     return 0
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, OSError):
+        return LATER if error.errno in _PASSING else 2
+    return {"NotRegisteredError": 1, "ChainAwayError": LATER}.get(type(error).__name__, 2)
 
 
 def main() -> int:

@@ -57,8 +57,8 @@ def main() -> None:
     settings = from_mapping(ServerConfig, server, "server")
     gate = Gate(network, RateLimiter(1000.0, 1000), BodyReader(2**23, 30.0, 32, 32))
     bound = bind("127.0.0.1", 0)
-    running = Server(_app(gate, arguments.kind), network, bound, settings)
-    running.start()
+    running = Server(network, bound, settings)
+    running.start(_app(gate, arguments.kind))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

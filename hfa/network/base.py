@@ -236,8 +236,13 @@ class Network(Wire, Protocol):
         """Look at the metagraph now. Raises NetworkError; what was known before stays."""
         ...
 
+    def endpoint(self, host: str, port: int) -> Endpoint:
+        """Where validators would reach a server bound to `host` and `port`. Raises NetworkError when they could not."""
+        ...
+
     async def serve(self, host: str, port: int) -> str:
-        """Publish where we are reached, unless it is published already; tried again later when the chain says to wait.
+        """Publish where we are reached, unless it is published already; tried again when the chain is away or says to
+        wait, and given up when another process publishes another endpoint for our hotkey.
 
         Returns:
             ``host:port`` as validators will see it.

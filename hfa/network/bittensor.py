@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import re
 import shlex
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from hfa.network.nonces import NonceStore
 
 log = logging.getLogger(__name__)
 
+_PASSING = (bt.ErrorCode.RATE_LIMITED, bt.ErrorCode.TOO_EARLY, bt.ErrorCode.INTERNAL, bt.ErrorCode.UNKNOWN)
+_UNPRICED = re.compile("fee could not be estimated|could not estimate fee")  # the SDK has no type for it
 _MADE_UP = "sign the request with btauth/1 (bittensor.http_auth.sign)"
 _REMEDY: dict[type[Exception], str] = {
     http_auth.MalformedAuth: _MADE_UP,
@@ -206,8 +209,10 @@ class BittensorNetworkConfig(NetworkConfig):
 
     Args:
         chain: ``test``, ``finney``, or any ``ws://`` or ``wss://`` endpoint.
-        external_ip: the literal address validators reach us by; null takes the server's own.
-        external_port: the port validators reach us by; null takes the server's own.
+        external_ip: the literal address validators reach us by; null takes the one the server listens on, and where
+            that is all of them, the one this machine's route to the Internet begins at, if it is a public one.
+        external_port: the port validators reach us by; null takes the server's own. A hotkey has one endpoint: several
+            miners of one hotkey need one, that of what shares the requests out among them.
         certificate: published with the endpoint for peers that speak TLS: ``0x``, one byte for the algorithm, up to 64
             of a public key, in hex; null publishes none. What the server speaks is set by ``server.tls_certificate``.
         rpc_timeout_s: how long one look at the chain may take.
@@ -264,6 +269,7 @@ class BittensorNetwork(Member):
     ) -> None:
         super().__init__(config, signer.hotkey, verifier)
         self._chain, self._wallet, self._signer, self._substrate = config, wallet, signer, substrate
+        self._is_certified = False  # whether the chain was seen to show our certificate
         self._client: bt.Client | None = None
         self._connecting: asyncio.Task[bt.Client] | None = None
 
@@ -285,10 +291,14 @@ class BittensorNetwork(Member):
             address = ipaddress.ip_address(self._chain.external_ip or host)
         except ValueError:
             raise NetworkError(f"network.external_ip: {host!r} is no literal address; {remedy}.") from None
+        if address.is_unspecified and self._chain.external_ip is None:
+            own = _outgoing(socket.AF_INET if address.version == 4 else socket.AF_INET6)
+            if own is None or not ipaddress.ip_address(own).is_global:
+                what = f"this machine calls itself {own}, which only its own network reaches" if own else "no value yet"
+                raise NetworkError(f"network.external_ip: {what}; {remedy}.")
+            address = ipaddress.ip_address(own)
         if address.is_unspecified or address.is_loopback:
             raise NetworkError(f"network.external_ip: {address} cannot be reached from outside; {remedy}.")
-        if address.is_private:
-            log.warning("The published address %s is a private one: only its own network reaches it", address)
         return Endpoint(str(address), self._chain.external_port or port)
 
     async def _publish(self, endpoint: Endpoint) -> None:
@@ -296,17 +306,35 @@ class BittensorNetwork(Member):
         where = {"netuid": self.netuid, "ip": endpoint.host, "port": endpoint.port}
         certificate = self._chain.certificate
         intent = bt.ServeAxon(**where) if certificate is None else bt.ServeAxonTls(**where, certificate=certificate)
+        if not ipaddress.ip_address(endpoint.host).is_global:
+            log.warning("The published address %s is not a public one: only its own network reaches it", endpoint.host)
         async with self._answering("publishing our endpoint", self._chain.publish_timeout_s):
             try:
                 result = await client.execute(intent, self._signer.keypair)
             except bt.PolicyError as error:
+                if _UNPRICED.search(str(error)):  # which is the chain's trouble, and no dear fee
+                    raise
                 raise NetworkError(f"network.max_fee_tao: {endpoint} was not published ({error}).") from None
         if result.success:
             return
         failure = result.error or bt.ChainError(result.message)
         what = f"{endpoint} was not published on netuid {self.netuid}"
         sentence = f"{what}: {failure.message.rstrip('.')}; {failure.remediation}."
-        raise ChainAwayError(sentence) if failure.code is bt.ErrorCode.RATE_LIMITED else NetworkError(sentence)
+        raise NetworkError(sentence) if _is_final(failure) else ChainAwayError(sentence)
+
+    async def _is_complete(self) -> bool:
+        if self._chain.certificate is None or self._is_certified:
+            return True
+        wanted = bytes.fromhex(self._chain.certificate.removeprefix("0x"))
+        client = await self._connected()
+        async with self._answering("our certificate", self._chain.rpc_timeout_s):
+            try:
+                shown = await client.query(("SubtensorModule", "NeuronCertificates"), [self.netuid, self.hotkey])
+                self._is_certified = _certificate(shown) == wanted
+            except (ValueError, KeyError, TypeError) as error:  # a runtime with other types than ours
+                log.warning("The certificate that the chain shows cannot be read (%s); it is taken for ours", error)
+                self._is_certified = True
+        return self._is_certified
 
     def _unregistered(self) -> str:
         words = ["btcli", "subnets", "register", "--netuid", str(self.netuid), "--network", self._chain.chain]
@@ -360,6 +388,33 @@ class BittensorNetwork(Member):
             pause_s = _pause_s(getattr(error, "retry_after", None), self._chain.max_staleness_s)
             sentence = f"{self._chain.chain}: {what} failed ({cause}); is the chain reachable?"
             raise ChainAwayError(sentence, pause_s) from error
+
+
+def _is_final(failure: bt.ChainError) -> bool:
+    """Whether trying again is of no use: what the chain's own rules refuse, and not what became of the transaction."""
+    if failure.code is bt.ErrorCode.INSUFFICIENT_BALANCE:
+        return True
+    return failure.name is not None and failure.code not in _PASSING
+
+
+def _certificate(shown: object) -> bytes | None:
+    """The bytes of a certificate as the chain keeps it; None for none."""
+    if not isinstance(shown, Mapping):
+        return None
+    key = shown["public_key"]
+    key = bytes.fromhex(key.removeprefix("0x")) if isinstance(key, str) else bytes(key)
+    return bytes([int(shown["algorithm"])]) + key
+
+
+def _outgoing(family: socket.AddressFamily) -> str | None:
+    """The address that this machine's route to the Internet begins at; nothing is sent."""
+    there = "1.1.1.1" if family is socket.AF_INET else "2606:4700:4700::1111"
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((there, 9))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
 
 
 def _literal(key: str, address: str) -> None:

@@ -41,6 +41,7 @@ class Member(abc.ABC):
         self._neurons: dict[str, Neuron] = {}
         self._looked_at = -math.inf
         self._published: Endpoint | None = None  # what we want the metagraph to show; None until `serve`
+        self._stale: str | None = None  # what it showed before, which a look may still show
         self._syncing: asyncio.Task[None] | None = None
 
     @property
@@ -64,21 +65,25 @@ class Member(abc.ABC):
         except BaseException:
             await self.close()
             raise
-        self._syncing = asyncio.create_task(self._keep_in_sync(), name=f"sync-{self.name}-{self.netuid}")
+        self._syncing = self._in_sync()
 
     async def sync(self) -> None:
         self._keep(await self._look())
 
+    def endpoint(self, host: str, port: int) -> Endpoint:
+        return self._reachable(host, port)
+
     async def serve(self, host: str, port: int) -> str:
         self._published = self._reachable(host, port)
-        await self._publish_once()
+        me = self.neuron(self.hotkey)
+        self._stale = None if me is None else me.endpoint
+        if not await self._publish_once() and self._syncing is not None:
+            await self._stop_syncing()
+            self._syncing = self._in_sync(failures=1)  # to try again soon, and not with the next look
         return str(self._published)
 
     async def close(self) -> None:
-        task, self._syncing = self._syncing, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._stop_syncing()
         await self._disconnect()
         self._verifier.close()
 
@@ -138,28 +143,56 @@ class Member(abc.ABC):
         if self.hotkey in was and self.hotkey not in self._neurons:
             log.error("Deregistered: %s", self._unregistered())
 
-    async def _publish_once(self) -> None:
-        """Publish our endpoint unless the metagraph shows it; put off when the chain asks to wait."""
+    async def _publish_once(self) -> bool:
+        """Publish our endpoint unless the metagraph shows it; False when that is to be tried again."""
         me = self.neuron(self.hotkey)
-        if self._published is None or me is None or me.endpoint == str(self._published):
-            return
+        if self._published is None or me is None or self._is_displaced(me):
+            return True
         try:
+            if me.endpoint == str(self._published) and await self._is_complete():
+                return True
             await self._publish(self._published)
         except ChainAwayError as error:
             log.warning("Endpoint %s is not published yet: %s", self._published, error)
-            return
+            return False
         log.info("Published %s as the endpoint of uid %s on netuid %d", self._published, me.uid, self.netuid)
         self._neurons = {**self._neurons, self.hotkey: me._replace(endpoint=str(self._published))}
+        return True
 
-    async def _keep_in_sync(self) -> None:
-        failures, asked_pause_s = 0, 0.0
+    def _is_displaced(self, me: Neuron) -> bool:
+        """Whether another process has published an endpoint for our hotkey since: the newest stays, and none fights."""
+        if me.endpoint in (None, str(self._published), self._stale):
+            return False
+        log.error(
+            "Another miner of this hotkey published %s over %s: stop one, or set network.external_port of both to the "
+            "port of what shares requests out between them",
+            me.endpoint,
+            self._published,
+        )
+        self._published = None
+        return True
+
+    async def _is_complete(self) -> bool:
+        """Whether what goes with our endpoint is published too. Raises ChainAwayError."""
+        return True
+
+    def _in_sync(self, failures: int = 0) -> asyncio.Task[None]:
+        return asyncio.create_task(self._keep_in_sync(failures), name=f"sync-{self.name}-{self.netuid}")
+
+    async def _stop_syncing(self) -> None:
+        task, self._syncing = self._syncing, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _keep_in_sync(self, failures: int) -> None:
+        asked_pause_s = 0.0
         while True:
             await asyncio.sleep(max(self._pause_s(failures), asked_pause_s))
             asked_pause_s = 0.0
             try:
                 await self.sync()
-                await self._publish_once()
-                failures = 0
+                failures = 0 if await self._publish_once() else failures + 1
             except NetworkError as error:
                 failures += 1
                 asked_pause_s = error.retry_after_s if isinstance(error, ChainAwayError) else 0.0

@@ -112,8 +112,15 @@ class HFAMiner:
         with ExitStack() as resources:
             bound = resources.enter_context(bind(settings.server.host, settings.server.port))
             network = settings.network.build(settings.wallet)
+            status = _status_socket(settings.server)
+            if status is not None:
+                resources.enter_context(status)
+            server = Server(network, bound, settings.server, status)
             statistics = Statistics(Path(settings.statistics_path).expanduser())
             resources.callback(statistics.save)
+            ending = resources.enter_context(ExitStack())  # the engines, once there are any
+            resources.callback(server.stop, ending.close, self._hurry)
+            server.join()  # what the network refuses is known before models take their time to load
             loader = Loader(
                 spec=settings.checkpoint,
                 root=Path(settings.checkpoint_root).expanduser(),
@@ -127,17 +134,12 @@ class HFAMiner:
                 policy=settings.selection,
                 limits=settings.server.limits(),
             )
-            resources.callback(_end, service)
-            status = _status_socket(settings.server)
-            at = None
-            if status is not None:
-                at = Endpoint(*resources.enter_context(status).getsockname()[:2])
+            ending.callback(_end, service)
             metrics = Metrics(service, network)
             app = create_app(service, network, settings.network, settings.server, metrics)
             page = create_status_app(service, network, settings.network, metrics)
-            server = Server(app, network, bound, settings.server, None if status is None else (page, status))
-            resources.callback(server.stop, lambda: _end(service), self._hurry)
-            server.start()
+            at = None if status is None else Endpoint(*status.getsockname()[:2])
+            server.start(app, page)
             if settings.watch_s is not None:
                 drain_s = settings.server.deadline_s
                 watcher = Watcher(loader, service, interval_s=settings.watch_s, drain_s=drain_s)

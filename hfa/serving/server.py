@@ -56,38 +56,34 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server:
-    """Serves an application until it is stopped.
+    """Joins a network, then serves an application until it is stopped.
 
     Args:
-        app: the application.
         network: started, published and closed along with the server, on its loop.
         bound: a socket from :func:`bind`.
         settings: times and limits.
-        status: what the operator looks at, and a socket from :func:`bind` that it is served on, always in plain HTTP.
+        status: a socket from :func:`bind` for what the operator looks at, always in plain HTTP.
     """
 
     def __init__(
         self,
-        app: FastAPI,
         network: Network,
         bound: socket.socket,
         settings: ServerConfig,
-        status: tuple[FastAPI, socket.socket] | None = None,
+        status: socket.socket | None = None,
     ) -> None:
         self.host, self.port = bound.getsockname()[:2]
         self._network = network
         self._bound, self._status = bound, status
         self._settings = settings
         self._failure: BaseException | None = None
+        self._joined = threading.Event()  # the network, or failed
         self._settled = threading.Event()  # accepting requests, or failed
-        public = _config(
-            app,
-            settings,
-            ssl_certfile=_expanded(settings.tls_certificate),
-            ssl_keyfile=_expanded(settings.tls_key),
-            timeout_graceful_shutdown=int(settings.drain_s + _LAST_WORDS_S) + 1,
-        )
-        self._uvicorn = _Uvicorn(public, self._accepting)
+        self._uvicorn: _Uvicorn | None = None
+        self._page: FastAPI | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._app_is_there = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
     @property
@@ -101,10 +97,36 @@ class Server:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def start(self) -> None:
-        """Return when requests are accepted and the endpoint is published. Raises what prevents it."""
+    def join(self) -> None:
+        """Return when the network is joined and has a place for us. Raises what prevents it."""
         self._thread.start()
-        self._settled.wait()
+        self._wait_for(self._joined)
+
+    def start(self, app: FastAPI, page: FastAPI | None = None) -> None:
+        """Return when `app` gets requests and the endpoint is published. Raises what prevents it.
+
+        Args:
+            app: what callers ask.
+            page: what the operator looks at, on the status socket.
+        """
+        if self._thread.ident is None:
+            self.join()
+        settings = self._settings
+        public = _config(
+            app,
+            settings,
+            ssl_certfile=_expanded(settings.tls_certificate),
+            ssl_keyfile=_expanded(settings.tls_key),
+            timeout_graceful_shutdown=int(settings.drain_s + _LAST_WORDS_S) + 1,
+        )
+        self._uvicorn, self._page = _Uvicorn(public, self._accepting), page
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and why is raised below
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._app_is_there.set)
+        self._wait_for(self._settled)
+
+    def _wait_for(self, event: threading.Event) -> None:
+        event.wait()
         if self._failure is not None:
             raise self._failure
 
@@ -118,6 +140,10 @@ class Server:
         if self._thread.ident is None:
             self._bound.close()
             return
+        if self._uvicorn is None:  # nothing was served yet
+            self._cancel()
+            self._thread.join(_LAST_WORDS_S)
+            return
         self._uvicorn.should_exit = True
         limit = time.monotonic() + self._settings.drain_s
         while self.alive and time.monotonic() < limit and not hurry.is_set():
@@ -129,6 +155,11 @@ class Server:
             self._uvicorn.force_exit = True
             self._thread.join(_LAST_WORDS_S)
 
+    def _cancel(self) -> None:
+        if self._loop is not None and self._serving is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._serving.cancel)
+
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
@@ -137,12 +168,18 @@ class Server:
             if self._settled.is_set():
                 log.exception("The server failed")
         finally:
+            self._joined.set()
             self._settled.set()
 
     async def _serve(self) -> None:
+        self._loop, self._serving = asyncio.get_running_loop(), asyncio.current_task()
         with self._bound:
             await self._network.start()
             try:
+                self._network.endpoint(self.host, self.port)
+                self._joined.set()
+                await self._app_is_there.wait()
+                assert self._uvicorn is not None
                 async with self._status_page():
                     await self._uvicorn.serve(sockets=[self._bound])
             finally:
@@ -151,12 +188,11 @@ class Server:
     @contextlib.asynccontextmanager
     async def _status_page(self) -> AsyncIterator[None]:
         """Show what there is to see, from before the first request until the last is answered."""
-        if self._status is None:
+        if self._status is None or self._page is None:
             yield
             return
-        app, bound = self._status
-        page = uvicorn.Server(_config(app, self._settings, timeout_graceful_shutdown=1))
-        serving = asyncio.create_task(page.serve(sockets=[bound]))
+        page = uvicorn.Server(_config(self._page, self._settings, timeout_graceful_shutdown=1))
+        serving = asyncio.create_task(page.serve(sockets=[self._status]))
         try:
             yield
         finally:

@@ -171,11 +171,25 @@ def test_a_certificate_is_published_and_a_dear_fee_is_not_paid(node: SubtensorNo
         await network.serve("0.0.0.0", 8091)
         (call,) = node.extrinsics
         assert call["call_function"] == "serve_axon_tls"
-        sent = {argument["name"]: argument["value"] for argument in call["call_args"]}["certificate"]
-        assert (
-            bytes.fromhex(sent.removeprefix("0x")) if isinstance(sent, str) else bytes(sent) == b"\x01" + b"\xab" * 32
-        )
+        assert node.neurons[0]["certificate"] == b"\x01" + b"\xab" * 32
         await network.close()
+
+    run(scenario)
+
+
+def test_another_certificate_is_published_at_the_same_endpoint(node: SubtensorNode, operator: Operator) -> None:
+    async def scenario() -> None:
+        node.register(operator.hotkey)
+        for certificate in ("0x01" + "ab" * 32, "0x01" + "ab" * 32, "0x01" + "cd" * 32, "0x01" + "cd" * 32):
+            node.block += 50  # the chain's rate limit
+            network = operator.network(certificate=certificate)
+            await network.start()
+            await network.serve("0.0.0.0", 8091)
+            looks = node.requests.count("state_call")
+            await until(lambda looks=looks: node.requests.count("state_call") > looks + 4)
+            assert node.neurons[0]["certificate"] == bytes.fromhex(certificate[2:])
+            await network.close()
+        assert len(node.extrinsics) == 2, "each once, whatever restarts"
 
     run(scenario)
 
@@ -226,16 +240,20 @@ def test_slow_answers_end_in_time_and_serving_goes_on(node: SubtensorNode, opera
 
 
 def test_a_runtime_upgrade_in_mid_run_is_taken_in(node: SubtensorNode, operator: Operator) -> None:
+    """A new version over the same metadata: that it is read anew is seen, not what a change of its types would do."""
+
     async def scenario() -> None:
         node.register(operator.hotkey)
         network = operator.network()
         await network.start()
+        reads = node.metadata_reads
         node.spec_version += 1
         node.block += 1
         node.register(operator.signer("later").hotkey, tao=5.0, permit=True)
         await until(lambda: len(network.neurons()) == 2)
         assert await network.serve("0.0.0.0", 8091) == f"{ADDRESS}:8091"
         await until(lambda: network.neuron(operator.hotkey).endpoint is not None)
+        assert node.metadata_reads > reads
         await network.close()
 
     run(scenario)
@@ -355,6 +373,25 @@ def test_the_operators_command(node: SubtensorNode, operator: Operator, mine: Ca
     assert "Traceback" not in miner.log.read_text()
     coldkeys = [path for path in Path(operator.wallets).rglob("*") if "coldkey" in path.name]
     assert coldkeys == []
+
+
+def test_what_the_chain_refuses_is_said_before_models_are_loaded(
+    node: SubtensorNode, operator: Operator, mine: Callable[..., Mining], tmp_path: Path
+) -> None:
+    """No address to publish is exit 2; a chain that is away is exit 75, and worth another start."""
+    node.register(operator.hotkey)
+    nowhere = mine("network.external_ip=null")  # it listens on loopback
+    assert nowhere.process.wait(300) == 2
+    assert "127.0.0.1 cannot be reached from outside; set network.external_ip" in nowhere.log.read_text()
+    node.kill()
+    away = mine()
+    assert away.process.wait(300) == 75
+    assert "is the chain reachable?" in away.log.read_text()
+    for mining in (nowhere, away):
+        said = mining.log.read_text()
+        assert "Traceback" not in said
+        assert "is not served" not in said, "models were looked for first"
+    assert node.extrinsics == []
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

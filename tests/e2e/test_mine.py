@@ -444,5 +444,5 @@ def test_an_unregistered_hotkey_is_exit_1_with_the_command(place):
 
 def test_the_whole_traceback_on_request(place):
     failed = command(place, "network=tset", HYDRA_FULL_ERROR="1")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "Traceback" in failed.stderr

@@ -85,7 +85,7 @@ class SubtensorNode:
     - ``delay_s``: before every answer.
     - ``http_refusal``: (status, headers) for every handshake; None accepts.
     - ``rpc_refusal``: the JSON-RPC error object for every request; None answers.
-    - ``spec_version``: of the runtime, at once.
+    - ``spec_version``: of the runtime, at once; its metadata stays that of 461, under the new number.
     - ``fee_rao``: of any extrinsic.
     """
 
@@ -111,6 +111,7 @@ class SubtensorNode:
         self.http_refusal: tuple[int, dict[str, str]] | None = None
         self.rpc_refusal: dict[str, Any] | None = None
         self.requests: list[str] = []  # methods, in order of arrival
+        self.metadata_reads = 0
         self.extrinsics: list[dict[str, Any]] = []  # calls, as decoded
         self.connections = 0  # opened so far
         self.open = 0  # now
@@ -238,6 +239,7 @@ class SubtensorNode:
     def _state_call(self, method: str, params: str, block_hash: str | None = None) -> str:
         match method:
             case "Metadata_metadata_at_version":
+                self.metadata_reads += 1
                 return str(self._metadata)
             case "SubnetInfoRuntimeApi_get_metagraph":
                 netuid = int.from_bytes(bytes.fromhex(params.removeprefix("0x")), "little")
@@ -251,6 +253,11 @@ class SubtensorNode:
         events = self.codec.storage_key(self.codec.storage_entry("System", "Events"), [])
         if key == "0x" + events.hex():
             return "0x" + self._blocks.get(int((block_hash or "0x0")[-8:], 16), ([], b"\0"))[1].hex()
+        entry = self.codec.storage_entry("SubtensorModule", "NeuronCertificates")
+        for neuron in self.neurons:
+            shown: bytes | None = neuron.get("certificate")
+            if shown is not None and key == "0x" + self.codec.storage_key(entry, [self.netuid, neuron["hotkey"]]).hex():
+                return "0x" + (self.codec.encode_compact(len(shown) - 1) + shown[1:] + shown[:1]).hex()
         return None
 
     def _state_getKeysPaged(self, *_: Any) -> list[str]:
@@ -321,6 +328,8 @@ class SubtensorNode:
             return "ServingRateLimitExceeded"
         self._served_at[sender] = self.block
         names = ("version", "ip", "port", "ip_type", "protocol", "placeholder1", "placeholder2")
+        if (sent := values.get("certificate")) is not None:
+            neuron["certificate"] = bytes.fromhex(sent.removeprefix("0x")) if isinstance(sent, str) else bytes(sent)
         neuron["axon"] = {"block": self.block, **{name: int(values[name]) for name in names}}
         return None
 

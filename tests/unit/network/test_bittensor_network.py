@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from hfa.config import from_mapping
 from hfa.errors import NetworkError, RequestError
+from hfa.network import bittensor
 from hfa.network.base import AuthConfig, Network, NotRegisteredError, WalletConfig
 from hfa.network.bittensor import BittensorNetwork, BittensorNetworkConfig, HotkeySigner, HotkeyVerifier
 from hfa.network.member import ChainAwayError
@@ -30,7 +32,7 @@ class MemoryChain:
         self.neurons: list[dict[str, Any]] = []
         self.failure: Exception | None = None
         self.refusal: bt.ChainError | None = None
-        self.fee = bt.tao(0)
+        self.fee: bt.Balance | None = bt.tao(0)
         self.connections = self.open = self.extrinsics = 0
 
     def register(self, hotkey: str, tao: float = 0.0, permit: bool = False) -> None:
@@ -75,6 +77,8 @@ class MemoryChain:
         return call
 
     async def estimate_fee(self, call: Any, keypair: Any) -> bt.Balance:
+        if self.fee is None:
+            raise bt.RpcConnectionError("connection refused")
         return self.fee
 
     async def submit(self, call: Any, keypair: Any, **options: Any) -> bt.ExtrinsicResult:
@@ -204,13 +208,70 @@ def test_axon_is_served_once_with_the_external_address(build: Build, chain: Memo
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "::1", "localhost"])
-def test_address_nobody_can_reach_is_not_published(build: Build, chain: MemoryChain, host: str) -> None:
+def test_address_nobody_can_reach_is_not_published(
+    build: Build, chain: MemoryChain, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bittensor, "_outgoing", lambda family: "10.0.0.7")
+
     async def scenario() -> None:
         network = build(external_ip=None)
         chain.register(network.hotkey)
         await network.start()
         with pytest.raises(NetworkError, match=r"network\.external_ip: .*set network\.external_ip"):
             await network.serve(host, 8091)
+        assert chain.extrinsics == 0
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_the_address_of_the_way_out_is_published_if_it_is_a_public_one(
+    build: Build, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {socket.AF_INET: "9.9.9.9", socket.AF_INET6: "2620:fe::fe"}
+    monkeypatch.setattr(bittensor, "_outgoing", own.get)
+    assert build(external_ip=None).endpoint(host, 8091).host in own.values()
+    monkeypatch.setattr(bittensor, "_outgoing", {socket.AF_INET: "100.64.0.9"}.get)
+    with pytest.raises(NetworkError, match=r"network\.external_ip: .*; set network\.external_ip"):
+        build(external_ip=None).endpoint(host, 8091)
+
+
+def test_the_way_out_is_an_address_of_this_machine() -> None:
+    own = bittensor._outgoing(socket.AF_INET)
+    if own is not None:  # where there is a way out at all
+        socket.create_server((own, 0)).close()
+
+
+@pytest.mark.parametrize(
+    "message", ["Extrinsic dropped", "Extrinsic usurped", "1010: Invalid Transaction: Transaction is outdated"]
+)
+def test_what_became_of_a_transaction_is_no_reason_not_to_mine(build: Build, chain: MemoryChain, message: str) -> None:
+    async def scenario() -> None:
+        network = build(retry_s=0.01)
+        chain.register(network.hotkey)
+        await network.start()
+        chain.refusal = bt.ChainError(message)
+        assert await network.serve("0.0.0.0", 8091) == "203.0.113.7:8091"
+        chain.refusal, chain.fee = None, None
+        await asyncio.sleep(0.05)
+        assert chain.neurons[0]["axon"] is None, "without a fee nothing is signed"
+        chain.fee = bt.tao(0)
+        async with asyncio.timeout(30):
+            while chain.neurons[0]["axon"] is None:
+                await asyncio.sleep(0.01)
+        await network.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_fee_that_cannot_be_asked_for_is_not_the_operators_mistake(build: Build, chain: MemoryChain) -> None:
+    async def scenario() -> None:
+        network = build()
+        chain.register(network.hotkey)
+        await network.start()
+        chain.fee = None
+        assert await network.serve("0.0.0.0", 8091) == "203.0.113.7:8091"
         assert chain.extrinsics == 0
         await network.close()
 

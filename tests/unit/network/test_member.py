@@ -265,6 +265,43 @@ def test_publishing_that_must_wait_is_put_off_and_one_that_cannot_work_is_an_err
     run(scenario)
 
 
+def test_an_endpoint_that_could_not_be_published_is_soon_tried_again(chain: Chain) -> None:
+    async def scenario() -> None:
+        network = chain([VALIDATOR], sync_interval_s=3600.0, retry_s=0.01, max_staleness_s=7200.0)
+        await network.start()
+        network.refusals = [ChainAwayError("The chain is away.")] * 3
+        await network.serve("10.0.0.1", 8091)
+        async with asyncio.timeout(30):
+            while not network.published:  # not with the next look, an hour from now
+                await asyncio.sleep(0.01)
+        await network.close()
+
+    run(scenario)
+
+
+def test_another_miner_of_the_same_hotkey_is_not_fought(chain: Chain, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        network = chain([VALIDATOR])
+        me = network.script[0][0]
+        network.script = [[me._replace(endpoint="10.0.0.1:1")]]
+        await network.start()
+        await network.serve("10.0.0.1", 8091)
+        looks = network.looks
+        await network.until(lambda: network.looks > looks + 2)
+        published = len(network.published)
+        assert published > 1, "what was there before is published over"
+        network.script = [[me._replace(endpoint="10.0.0.1:8091")], [me._replace(endpoint="10.0.0.1:9999")]]
+        looks = network.looks
+        await network.until(lambda: network.looks > looks + 4)
+        assert len(network.published) <= published + 1  # one look was on its way
+        await network.close()
+
+    run(scenario)
+    (said,) = [message for message in caplog.messages if message.startswith("Another miner of this hotkey")]
+    assert "published 10.0.0.1:9999 over 10.0.0.1:8091" in said
+    assert "network.external_port" in said
+
+
 def test_close_ends_the_looking(chain: Chain) -> None:
     async def scenario() -> None:
         network = chain([VALIDATOR])
