@@ -6,6 +6,7 @@ import configparser
 import json
 import logging
 import logging.config
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+import yaml
 
 from hfa import checkpoint
 from hfa.data.tokenizers.byte import ByteTokenizer
@@ -199,12 +201,13 @@ def test_a_greater_stake_goes_first_when_the_queue_is_full(start):
     until(lambda: load().running + load().waiting == 2)
     with running.client(great) as client:
         assert client.generate("hello", max_tokens=2).text
+    until(lambda: bool(statuses))
+    assert statuses[0] == 503, "who has less made room"
     running.miner.stop()
     for model in running.miner.models.values():
         model.engine.close()
     for thread in lines:
         thread.join(60)
-    assert statuses.count(503) >= 1, "who has less made room"
 
 
 class Text(HTMLParser):
@@ -322,6 +325,62 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path):
     )
     assert composed.returncode == 0, composed.stderr
     assert "/var/lib/hfa/nonces" in composed.stdout
+
+
+def test_what_passes_is_another_start_and_what_does_not_is_none():
+    """The exit codes that the unit goes by."""
+    script = """if True:
+        import errno, mine
+        from hfa.errors import ConfigError
+        from hfa.network.base import NotRegisteredError
+        from hfa.network.member import ChainAwayError
+        def fail(error):
+            raise error
+        failures = [ConfigError("a", 1, "2"), NotRegisteredError("."), PermissionError(errno.EACCES, "no", "f")]
+        failures += [ChainAwayError("."), OSError(errno.ENOSPC, "full", "f"), RuntimeError("."), KeyboardInterrupt()]
+        print([mine.run(lambda: fail(failure)) for failure in failures])"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[2, 1, 2, 75, 75, 70, 130]\n", done.stderr
+    assert done.stderr.count("Traceback") == 1, "our own fault shows where"
+
+
+def test_the_kernels_compile_where_the_unit_lets_them(tmp_path):
+    """As under ProtectSystem=strict and ProtectHome=yes: no folder of the source can be made, and none at home."""
+    for source in (ROOT / "hfa").rglob("*.py"):
+        copy = tmp_path / "source" / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes())
+        (copy.parent / "__pycache__").touch()  # a file: not even root makes a folder of it
+    words = re.search(r"^Environment=(.*)$", (DEPLOY / "hfa-miner.service").read_text(), re.M)[1].split()
+    unit = dict(word.replace("/var/lib/hfa", str(tmp_path / "state")).split("=", 1) for word in words)
+    assert unit["HOME"] == str(tmp_path / "state")
+
+    def imports(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        bare = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "source"), "HOME": "/dev/null"}
+        command = [sys.executable, "-P", "-c", "import hfa.ops.fused.norm as norm; print(norm.__file__)"]
+        done = subprocess.run(command, cwd=tmp_path, env=bare | environment, capture_output=True, text=True)
+        assert done.returncode or str(tmp_path) in done.stdout
+        return done
+
+    assert "no locator available" in imports({}).stderr
+    assert imports(unit).returncode == 0
+
+
+def test_the_containers_health_is_asked_where_it_is(start):
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    _, _, script = json.loads(re.search(r"HEALTHCHECK .*?CMD (\[.*?\])$", text, re.M)[1])
+    url = re.search(r"^ENV .*HEALTH_URL=(\S+)$", text, re.M)[1]
+    assert f"{yaml.safe_load((ROOT / 'conf' / 'mine.yaml').read_text())['server']['port']}/health" in url
+
+    def healthy(at: str) -> bool:
+        environment = os.environ | {"HEALTH_URL": at, "NO_PROXY": "*"}
+        return (
+            subprocess.run([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL).returncode == 0
+        )
+
+    running = start()
+    assert healthy(f"{running.url}/health")
+    assert not healthy("http://127.0.0.1:1/health")
 
 
 def test_what_the_container_runs_composes(tmp_path):
