@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.claim import Claim, Table, read
+from experiments.claims.claim import REPO, Claim, Table, read
 from experiments.complexity.measure import Regime
 from experiments.complexity.report import Results
 
