@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from hfa.config import config
-from hfa.models.anchor import Anchor, AnchorState
+from hfa.models.anchor import Anchor
 from hfa.models.base import Mixer
 from hfa.models.flow import Flow
 from hfa.models.hfa import HFAConfig
 from hfa.models.index import Tries
 from hfa.models.memory import Memory
-from hfa.models.pages import PagedMemory
 
 _PRODUCTS = 1 << 24  # of queries and candidates' keys, held at once
 
@@ -24,6 +23,7 @@ class AblatedConfig(HFAConfig):
     """See :class:`AblatedAnchor`; as HFA has them: true, codes, joint."""
 
     name: ClassVar[str] = "ablated"
+    served: ClassVar[bool] = False
 
     match_init: bool
     selection: Literal["codes", "summaries"]
@@ -53,11 +53,6 @@ class AblatedAnchor(Anchor):
     def match_init(self) -> None:
         if self._matches:
             super().match_init()
-
-    def forward(self, x: Tensor, state: AnchorState, last: int | None = None) -> tuple[Tensor, AnchorState]:
-        if isinstance(state.memory, PagedMemory):
-            raise NotImplementedError("an ablated model is measured, and not served")
-        return super().forward(x, state, last)
 
     @torch.no_grad()
     def _retrieve(

@@ -30,6 +30,7 @@ class ModelConfig(Config, ABC):
     """What every architecture has; each adds its own fields, a `name` and a `build`."""
 
     name: ClassVar[str]
+    served: ClassVar[bool] = True  # or made for a study alone
 
     vocab_size: PositiveInt
     d_model: PositiveInt

@@ -57,7 +57,7 @@ class MinerConfig(Config):
     selection: SelectionConfig
 
     def check(self) -> None:
-        known = architectures()
+        known = [name for name, architecture in architectures().items() if architecture.served]
         for key, names in (("default", (self.default,)), ("models", self.models)):
             for name in names:
                 if name not in known:
