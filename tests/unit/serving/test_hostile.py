@@ -342,7 +342,7 @@ def test_a_refusal_is_smaller_than_300_bytes_all_told(start, path):
     """To whoever has proven nothing, whatever it is about; the status line and the headers count."""
     running = start(
         "server.rate_burst=1", "server.rate_per_s=0.00001", "server.max_uploads_per_address=1", "server.max_imports=1",
-        "server.body_timeout_s=0.3", "server.import_timeout_s=0.3"
+        "server.body_timeout_s=2", "server.import_timeout_s=2"
     )  # fmt: skip
     stranger = running.subnet.signer("stranger", register=False)
     other = running.subnet.signer("other")
@@ -385,10 +385,9 @@ def test_a_refusal_is_smaller_than_300_bytes_all_told(start, path):
         time.sleep(0.1)
         full = exchange(running, asking() + BODY)
     assert (status(full), len(full) < 300) == (503, True), full
-    time.sleep(0.4)
-    exchange(running, asking() + BODY)  # whatever becomes of it, it was proven, and counted
-    often = exchange(running, asking() + BODY)
-    assert (status(often), len(often) < 300) == (429, True), often
+    answers = (exchange(running, asking() + BODY) for _ in range(20))  # the first that is proven is counted
+    often = next(answer for answer in answers if status(answer) == 429)
+    assert len(often) < 300, often
 
 
 def test_numbers_that_json_has_not_come_back_as_null(shared):

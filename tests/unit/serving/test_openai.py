@@ -226,7 +226,7 @@ def test_other_errors_on_those_paths(shared, monkeypatch):
 
 def test_the_client_as_it_is_waits_and_tries_again(start):
     """Its own retries are signed anew, and Retry-After says when."""
-    running = start("server.rate_burst=1", "server.rate_per_s=2")
+    running = start("server.rate_burst=1", "server.rate_per_s=0.5")
     http = httpx.Client(auth=BittensorAuth(running.validator, running.hotkey), trust_env=False)
     client = OpenAI(base_url=f"{running.url}/v1", api_key="none", http_client=http)
     for _ in range(2):

@@ -167,7 +167,7 @@ def test_nobody_waits_for_a_session_that_holds_the_engine(start):
 
 def test_not_ready_while_all_callers_are_refused(start):
     """The metagraph cannot be seen for longer than the miner may go on without."""
-    running = start("network.sync_interval_s=0.05", "network.retry_s=0.05", "network.max_staleness_s=0.5")
+    running = start("network.sync_interval_s=0.05", "network.retry_s=0.05", "network.max_staleness_s=3")
     assert HTTP.get(running.url + "/ready").status_code == 204
     running.subnet.config.file().path.write_text("torn")
     until(lambda: HTTP.get(running.url + "/ready").status_code == 503)
