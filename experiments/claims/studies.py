@@ -16,6 +16,7 @@ from experiments.complexity.report import Results
 _QUICKSTART = "experiments/quickstart/results/{}.json"
 _COMPLEXITY = "experiments/complexity/results/{}.json"
 _SOAK = "experiments/soak/results/soak.json"
+_SUBNET = "experiments/subnet/results/subnet.json"
 _TITLES = {"hfa": "HFA", "simplemind": "SimpleMind"}
 _MISSING = "-"  # a peer that was too slow at a length, or failed there
 _PEERS = {"xlstm": "xLSTM", "minimax": "MiniMax lightning attention", "llama": "Llama, SDPA"}
@@ -37,6 +38,7 @@ def tables() -> Iterator[Table]:
     yield decode()
     yield slopes()
     yield soak()
+    yield subnet()
 
 
 def quickstart() -> Table:
@@ -131,6 +133,32 @@ def soak() -> Table:
         for what, value in facts.items()
     ]
     return Table(name="soak", head=head, rows=[[what, _amount(value)] for what, value in facts.items()], claims=claims)
+
+
+def subnet() -> Table:
+    """Right answers by length, and the weight that a validator would set, of every miner."""
+    if not (REPO / _SUBNET).exists():
+        return _unrecorded("subnet", ["miner", "right answers", "weight"])
+    data, made = read(_SUBNET)
+    lengths = sorted({one["length"] for one in data["outcomes"]})
+    rows, claims = [], list[Claim]()
+
+    def add(said: str, shown: str, value: float) -> str:
+        claims.append(
+            Claim(claim=f"subnet: {said}", shown=shown, value=value, interval=None, source=_SUBNET, made=made)
+        )
+        return shown
+
+    for miner, weight in sorted(data["weights"].items(), key=lambda item: -item[1]):
+        cells = []
+        for length in lengths:
+            right = [o["right"] for o in data["outcomes"] if (o["miner"], o["length"]) == (miner, length)]
+            rate = sum(right) / len(right)
+            cells.append(add(f"{miner}, right of {len(right)} at {length:,} bytes", f"{100 * rate:.0f}%", rate))
+        rows.append([miner, *cells, add(f"{miner}, weight", f"{weight:.3f}", weight)])
+    return Table(
+        name="subnet", head=["miner", *(f"right at {n:,} bytes" for n in lengths), "weight"], rows=rows, claims=claims
+    )
 
 
 def _unrecorded(name: str, head: Sequence[str]) -> Table:

@@ -1,7 +1,8 @@
 """`python -m experiments.subnet`: see what a validator would see, before paying for a registration.
 
-Each architecture that has a checkpoint under --checkpoints mines as `python mine.py`, beside three imposters; the
-validator asks all of them the same challenges, one after another, and sets weights by what it has checked itself.
+Each architecture that has a checkpoint under --checkpoints mines as `python mine.py`, beside imposters; those that have
+none are named, with the command that trains them. The validator asks all of them the same challenges, one after the
+other, and sets weights by what it has checked itself.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
 
+from experiments.complexity.__main__ import processor
 from experiments.subnet.challenge import draw
 from experiments.subnet.validator import Outcome, ask, scores, weights
 from hfa import checkpoint
@@ -34,6 +35,7 @@ from hfa.errors import CheckpointError, HFAError, NetworkError
 from hfa.network.base import WalletConfig
 from hfa.network.bittensor import HotkeySigner, create_hotkey
 from hfa.network.local import config_from_yaml
+from hfa.training.provenance import provenance
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -51,7 +53,7 @@ def main() -> int:
     folder = Path(arguments.folder).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with mining(folder, Path(arguments.checkpoints)) as processes:
+    with mining(folder, Path(arguments.checkpoints), arguments.imposters) as processes:
         validator = _validator(folder)
         miners = published(folder, processes, arguments.ready)
         outcomes, history = asyncio.run(rounds(arguments, validator, miners, processes))
@@ -68,20 +70,25 @@ def main() -> int:
             shutil.copyfile(folder / name, RESULTS / name)
         console.print(f"  recorded in {RESULTS}")
     honest = max(final[name] for name in final if name not in IMPOSTERS)
-    if final["liar"] >= honest:
+    if final.get("liar", 0.0) >= honest:
         console.print("[red]The liar is not beaten:[/red] no trained model here answers better than a guess.")
         return 1
     return 0
 
 
 @contextmanager
-def mining(folder: Path, checkpoints: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+def mining(
+    folder: Path, checkpoints: Path, imposters: Sequence[str] = IMPOSTERS
+) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     """All miners as processes, by name."""
     trained = [name for name in ARCHITECTURES if _is_trained(checkpoints, name)]
     if not trained:
         raise CheckpointError(
             f"--checkpoints: no artifact below {checkpoints}; run `python -m experiments.quickstart`."
         )
+    for name in sorted(set(ARCHITECTURES) - set(trained)):
+        command = f"python train.py experiment=quickstart model={name} hydra.run.dir={checkpoints / name}"
+        console.print(f"{name} does not mine, it is not trained: {command}", soft_wrap=True)
     subnet = [f"network.folder={folder}/subnets", f"network.wallet_path={folder}/wallets", "server.host=127.0.0.1"]
     subnet += [f"network.auth.nonce_dir={folder}/nonces", "server.port=0", "server.status_port=0", "engine.threads=1"]
     subnet += ["server.rate_per_s=1000.0", f"checkpoint_root={checkpoints.resolve()}"]
@@ -90,7 +97,7 @@ def mining(folder: Path, checkpoints: Path) -> Iterator[dict[str, subprocess.Pop
                f"statistics_path={folder}/{name}.json", f"hydra.run.dir={folder}/logs/{name}"]
         for name in trained
     }  # fmt: skip
-    for name in IMPOSTERS:
+    for name in imposters:
         own = ["--wallet.name", name, "--wallet.path", f"{folder}/wallets", "--folder", f"{folder}/subnets"]
         commands[name] = ["-m", "experiments.subnet.imposter", name, *own]
     processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -220,24 +227,18 @@ def _is_trained(checkpoints: Path, name: str) -> bool:
 
 
 def _provenance(arguments: argparse.Namespace) -> dict[str, Any]:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
     models = {}
     for name in ARCHITECTURES:
         if _is_trained(Path(arguments.checkpoints), name):
             path = checkpoint.resolve("latest", architecture=name, root=Path(arguments.checkpoints))
             own = checkpoint.read_config(path)["provenance"]
             models[name] = {key: own.get(key) for key in ("commit", "command", "seed", "step")}
-    return {
-        "command": f"python -m experiments.subnet {' '.join(sys.argv[1:])}",
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": arguments.seed,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "models": models,
-    }
+    return provenance(
+        vars(arguments),
+        command=shlex.join(["python", "-m", "experiments.subnet", *sys.argv[1:]]),
+        machine={"processor": processor(), "cores": os.cpu_count()},
+        models=models,
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -251,6 +252,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="bytes of context")
     parser.add_argument("--secrets", type=int, default=4, help="values in a context, one of which is asked for")
     parser.add_argument("--sharpness", type=float, default=2.0, help="weights are scores to this power")
+    parser.add_argument("--imposters", nargs="*", choices=IMPOSTERS, default=IMPOSTERS)
     parser.add_argument("--ready", type=float, default=900.0, metavar="S", help="for all miners to come up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default="outputs/subnet")
