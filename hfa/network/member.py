@@ -146,7 +146,7 @@ class Member(abc.ABC):
     async def _publish_once(self) -> bool:
         """Publish our endpoint unless the metagraph shows it; False when that is to be tried again."""
         me = self.neuron(self.hotkey)
-        if self._published is None or me is None or self._is_displaced(me):
+        if self._published is None or me is None or self._gives_way(me):
             return True
         try:
             if me.endpoint == str(self._published) and await self._is_complete():
@@ -159,8 +159,8 @@ class Member(abc.ABC):
         self._neurons = {**self._neurons, self.hotkey: me._replace(endpoint=str(self._published))}
         return True
 
-    def _is_displaced(self, me: Neuron) -> bool:
-        """Whether another process has published an endpoint for our hotkey since: the newest stays, and none fights."""
+    def _gives_way(self, me: Neuron) -> bool:
+        """Whether another process published an endpoint for our hotkey after us: the newest stays, and none fights."""
         if me.endpoint in (None, str(self._published), self._stale):
             return False
         log.error(
