@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import importlib.util
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from experiments.language import baseline
 from experiments.language.command import follow, parse
 from experiments.language.ledger import Ledger
 from experiments.language.report import _style, draw, table, written
-from experiments.language.study import MONITOR, REPO, Study, chosen, edited, samples
+from experiments.language.study import MONITOR, Study, chosen, edited, samples
 from experiments.language.variant import Variant
 from hfa.metrics.bits import LossByPosition
 
@@ -121,20 +120,26 @@ def test_jobs_are_done_at_once_and_what_needs_another_waits_for_it(study: Study)
     assert [run["variant"] for run in study.ledger.read("evaluation")].count("edited") == 1
 
 
-def test_a_line_of_one_process_never_stands_in_that_of_another(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from experiments.language.ledger import Ledger\n"
-        "for number in range(40): Ledger(Path(sys.argv[1])).append("
-        "{'kind': 'training', 'variant': sys.argv[2], 'number': number, 'text': sys.argv[2] * 300_000})"
-    )
-    path = tmp_path / "runs.jsonl"
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name], cwd=REPO) for name in "abc"]
-    while any(writer.poll() is None for writer in writers):
-        assert all(set(run["text"]) == {run["variant"]} for run in Ledger(path).read("training"))
-    assert [writer.returncode for writer in writers] == [0, 0, 0]
-    assert sorted((run["variant"], run["number"]) for run in Ledger(path).read("training")) == [
-        (name, number) for name in "abc" for number in range(40)
+def test_a_line_is_read_and_written_whole(tmp_path: Path) -> None:
+    """Another process is in the middle of its line: readers and writers wait."""
+    ledger, read = Ledger(tmp_path / "runs.jsonl"), list[dict[str, Any]]()
+    line = json.dumps({"kind": "training", "variant": "a"}) + "\n"
+    doing = [
+        threading.Thread(target=lambda: ledger.append({"kind": "training", "variant": "b"}), daemon=True),
+        threading.Thread(target=lambda: read.extend(ledger.read("training")), daemon=True),
     ]
+    with ledger.path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(line[:9])
+        other.flush()
+        for thread in doing:
+            thread.start()
+            thread.join(0.3)  # would be done by then
+        other.write(line[9:])
+    for thread in doing:
+        thread.join(20)
+    assert [run["variant"] for run in ledger.read("training")] == ["a", "b"]
+    assert read
 
 
 def test_no_two_variants_look_alike() -> None:
