@@ -17,7 +17,7 @@ from experiments.report.sections import sections
 from hfa.errors import HFAError
 
 STUDIES = Path(__file__).parents[3] / "experiments"
-VOID = {"meta", "br", "link", "img", "input", "hr"}
+VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 
 
 class Balanced(HTMLParser):
