@@ -141,6 +141,7 @@ def our_entries() -> dict[str, Entry]:
             load=_loader(path.stem, {}),
         )
         for path in sorted(CONF.glob("*.yaml"))
+        if path.stem != "hf"  # of transformers: experiments.complexity.peers
     }
     for name in ("hfa", "simplemind"):
         entries[name + ALL_FEATURES] = Entry(

@@ -1,7 +1,9 @@
 """Peers: any causal model of the package `transformers`, built from its config with fresh weights, behind our contract.
 
-The body is the package's. The head is ours: it reads the embedding's weights, for all models alike. What the package
-does not allow, and what is done about it:
+The body is the package's. The head is ours: it reads the embedding's weights, for all models alike; a model whose own
+head does more than that (a cap, a scale, a bias) is refused.
+
+What the package does not allow, and what is done about it:
 
 - A cache is changed by whoever reads on from it. Here a state is a value: the cache's tensors, copied where the package
   writes into them; a call builds the cache anew around them.
@@ -64,6 +66,12 @@ class HFConfig(ModelConfig):
         super().check()
         if self.dropout:
             raise ConfigError("dropout", self.dropout, "0 for a model of transformers", "its own kind is in settings")
+        for key, lost, expected in (
+            ("tie_word_embeddings", False, "true: the head reads the embedding's weights, for all models alike"),
+            ("output_router_logits", True, "false: a loss of the routers has no place in training here"),
+        ):
+            if self.settings.get(key) is lost:
+                raise ConfigError(f"settings.{key}", lost, expected, "leave it out")
         if self.architecture == "xlstm" and self.d_model % 128:
             raise ConfigError("d_model", self.d_model, "a multiple of 128, for an xLSTM of transformers")
 
@@ -90,9 +98,12 @@ class HFConfig(ModelConfig):
         """Allocate the model, with fresh weights from torch's global generator.
 
         Raises:
-            ConfigError: `transformers` is missing, or has no such model, or its config no such value.
+            ConfigError: `transformers` is missing, or has no such model, or its config no such value, or the model's
+                logits are not those of a head that reads the embedding's weights.
         """
-        return HFModel(self, _body(self))
+        model = HFModel(self, _body(self))
+        _check_head(model)
+        return model
 
     def mixer(self, layer: int) -> Mixer:
         raise NotImplementedError("the layers of a peer are the package's own")
@@ -262,6 +273,47 @@ def _body(settings: HFConfig) -> Any:
     if settings.architecture == "minimax" and values.get("num_local_experts") == 1:
         _without_experts(body)
     return body
+
+
+def _check_head(model: HFModel) -> None:
+    """Refuse a model that makes its logits otherwise than by a product of features and weights.
+
+    The package's own causal model says so, with this body and a head so large that no cap hides. Where nothing is
+    allocated, to count or to load, there is nothing to see.
+    """
+    device = model.embedding.weight.device
+    if device.type == "meta":
+        return
+    config = model.body.config
+    with torch.device("meta"):
+        causal = transformers().AutoModelForCausalLM.from_config(config)
+    theirs = causal.get_output_embeddings()
+    same = False
+    if isinstance(theirs, nn.Linear) and len(list(theirs.parameters())) == 1:
+        head = nn.Linear(theirs.in_features, 8, bias=False, device="meta")  # draws no random numbers
+        weight = 1000 * torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(0))
+        head.weight = nn.Parameter(weight.to(device))
+        causal.set_output_embeddings(head)
+        setattr(causal, causal.base_model_prefix, model.body)
+        tokens = torch.arange(2, device=device)[None]
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            more = model.positions(tokens, 0)
+            try:
+                features = model.body(input_ids=tokens, use_cache=False, **more).last_hidden_state
+            except RuntimeError as error:
+                expected = f"sizes that fit together ({error})"
+                remedy = "name those that are missing, e.g. +model.sizes.num_key_value_heads=num_heads"
+                raise ConfigError("architecture", config.model_type, expected, remedy) from None
+            logits = causal.eval()(input_ids=tokens, use_cache=False, **more).logits
+            same = not logits.is_meta and torch.allclose(logits.float(), head(features).float(), rtol=1e-3)
+        model.train(training)
+    if not same:
+        known = {name: value for name, value in config.to_dict().items() if "logit" in name or "lm_head" in name}
+        values = ", ".join(f"{name}={value}" for name, value in known.items()) or "it has no values for that"
+        expected = "a model whose logits are a product of features and weights, without cap, scale or bias"
+        raise ConfigError("architecture", config.model_type, expected, f"turn them off in settings ({values})")
 
 
 def _without_experts(body: Any) -> None:

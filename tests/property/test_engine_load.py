@@ -23,7 +23,7 @@ from hfa.inference.sampling import sample
 from hfa.models import LanguageModel, ModelConfig
 
 CONF = Path(__file__).parents[2] / "conf"
-NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "hf")
 TINY = {
     "vocab_size": 61,
     "d_model": 32,

@@ -22,7 +22,7 @@ SMALL = {
     "num_memory_heads": 1, "window": 4, "block_size": 2, "num_retrieved": 4, "num_trees": 2, "beam": 2, "leaf_size": 3,
     "read_all": 0, "num_channels": 16, "active_channels": 4, "chunk_size": 8,
 }  # fmt: skip
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "hf")
 ROUTED = [
     f"simplemind:{router}:{aggregation}"
     for router in ("dynamic", "soft", "hard")

@@ -16,8 +16,8 @@ SMALL = {
     "num_memory_heads": 1, "window": 8, "block_size": 4, "num_retrieved": 4, "read_all": 64,
     "num_channels": 16, "active_channels": 4, "chunk_size": 16,
 }  # fmt: skip
-RECURRENT, QUADRATIC = ["simplemind"], ["transformer"]
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in QUADRATIC)
+RECURRENT, QUADRATIC, PEERS = ["simplemind"], ["transformer"], ["hf"]
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in [*QUADRATIC, *PEERS])
 SHORT, LONG = 256, 2048
 GROWTH = 1.05  # what the window's edges and padded chunks may come to
 STATE_BYTES_OF_100_000_TOKENS = 256 * 2**20

@@ -15,7 +15,7 @@ from hfa.mistakes import no_such_flag, sentence
 CONF = Path(__file__).parents[2] / "conf"
 
 MISTAKES = {
-    "model=hfaa": "model: no option 'hfaa'; did you mean hfa? choose one of hfa, hybrid, simplemind, transformer.",
+    "model=hfaa": "model: no option 'hfaa'; did you mean hfa? choose one of hf, hfa, hybrid, simplemind, transformer.",
     "modell=hfa": "modell: there is no such key; did you mean model?",
     "model.d_modle=64": "model.d_modle: there is no such key; did you mean model.d_model?",
     "zzzzz=1": "zzzzz: there is no such key; python train.py --cfg job shows all there are.",

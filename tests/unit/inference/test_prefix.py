@@ -11,7 +11,7 @@ import torch
 
 from hfa.inference import Engine, FinishEvent, GenerationRequest, Sampling
 
-NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml") if path.stem != "hf")
 EVERY = 64
 
 

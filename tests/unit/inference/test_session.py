@@ -15,7 +15,7 @@ import torch
 from hfa.errors import RequestError
 from hfa.inference import Engine, EngineConfig, GenerationRequest, Sampling
 
-NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml") if path.stem != "hf")
 SETTINGS = {"prefill_chunk": 64, "checkpoint_every": 64, "state_budget_mib": 64}
 
 

@@ -16,6 +16,7 @@ from hfa.config import from_node
 from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.errors import CheckpointError, ConfigError
 from hfa.models import LanguageModel, ModelConfig
+from hfa.models.hf import _body
 from hfa.models.state import flatten, num_bytes, select_rows, unflatten
 
 pytest.importorskip("transformers")
@@ -110,6 +111,45 @@ def test_what_the_package_does_not_have() -> None:
         build("llama", dropout=0.1)
 
 
+OWN_HEADS: dict[str, tuple[dict[str, Any], str]] = {  # what is told beside sizes, and what turns the rest off
+    "gemma2": ({"num_key_value_heads": 2, "head_dim": 16}, "final_logit_softcapping=30.0"),
+    "granite": ({"logits_scaling": 8.0}, "logits_scaling=8.0"),
+    "cohere": ({}, "logit_scale=0.0625"),
+    "phi": ({}, "it has no values for that"),  # a bias
+}
+
+
+@pytest.mark.parametrize("name", OWN_HEADS)
+def test_a_head_that_does_more_than_ours_is_refused(name: str) -> None:
+    settings, remedy = OWN_HEADS[name]
+    with pytest.raises(ConfigError, match="without cap, scale or bias") as refused:
+        build("../hf", architecture=name, settings=settings)
+    assert remedy in str(refused.value)
+    key, _, value = remedy.partition("=")
+    if value:
+        off = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}[key]
+        build("../hf", architecture=name, settings={**settings, key: off})
+
+
+def test_what_training_would_leave_out_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"settings.tie_word_embeddings: got False, expected true: .*; leave it out"):
+        build("llama", settings={"tie_word_embeddings": False})
+    with pytest.raises(ConfigError, match=r"settings.output_router_logits: got True, expected false: "):
+        build("minimax", settings={"output_router_logits": True})
+    with pytest.raises(ConfigError, match=r"architecture: got 'qwen3', expected sizes that fit .*num_key_value_heads"):
+        build("../hf", architecture="qwen3")
+
+
+def test_the_check_of_the_head_draws_no_random_numbers() -> None:
+    """Weights are those of the seed, whatever was looked at."""
+    model = build("llama")
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    body = _body(model.config)  # type: ignore[arg-type]
+    assert torch.equal(body.layers[1].mlp.up_proj.weight, model.body.layers[1].mlp.up_proj.weight)  # type: ignore[attr-defined]
+    assert torch.equal(torch.rand(1), after)
+
+
 @pytest.mark.parametrize("key", ["auto_map", "quantization_config", "_attn_implementation", "dtype"])
 def test_an_artifact_cannot_reach_beyond_the_package(key: str, tmp_path: Path) -> None:
     """What makes transformers fetch or run other code is no value of a model's own config."""
@@ -145,9 +185,9 @@ MISSING = {
 @pytest.mark.parametrize("name", OTHERS)
 @torch.no_grad()
 def test_any_causal_model_by_its_config(name: str) -> None:
-    node = OmegaConf.load(CONF / "causal.yaml")
+    node = OmegaConf.load(CONF.parent / "hf.yaml")
     sizes = {key: value for key, value in node.sizes.items() if key not in MISSING.get(name, ())}
-    model = build("causal", architecture=name, sizes=sizes, settings=OTHERS[name])
+    model = build("../hf", architecture=name, sizes=sizes, settings=OTHERS[name])
     tokens = some_tokens(2, 40)
     whole, _ = model(tokens)
     state, parts = model.init_state(2), []

@@ -23,7 +23,7 @@ def peer(tmp_path: Path, cache_dir: Path, texts: Path) -> Compose:
     def make(name: str, *overrides: str) -> dict[str, Any]:
         fixed = [
             "experiment=smoke",
-            f"model=hf/{name}",
+            f"model={name}",
             "data@data.sources.text=text",
             f"data.sources.text.paths=[{texts}]",
             "data.sources.needle.haystack=null",
@@ -34,14 +34,17 @@ def peer(tmp_path: Path, cache_dir: Path, texts: Path) -> Compose:
             "model.num_layers=2",
         ]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", [*fixed, *(["model.d_model=128"] if name == "xlstm" else []), *overrides])
+            cfg = compose("train", [*fixed, *(["model.d_model=128"] if name == "hf/xlstm" else []), *overrides])
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         return plain
 
     return make
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model" / "hf").glob("*.yaml")))
+READY = sorted(f"hf/{path.stem}" for path in (CONF / "model" / "hf").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", ["hf", *READY])
 def test_a_peer_is_trained_and_measured(peer: Compose, name: str, tmp_path: Path) -> None:
     metrics = train(peer(name), tmp_path / "run")
     assert metrics["val/loss"] > 0
