@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from experiments.language.study import cpu
 from hfa import checkpoint
 from hfa.errors import HFAError
+from hfa.training.provenance import provenance
 
-TASKS = ("stdlib", "niah_single_1", "niah_multikey_2", "vt")
+TASKS = ("stdlib", "wikitext", "lambada_openai", "niah_single_1", "niah_multikey_2", "vt")
+RESULTS = Path(__file__).parent / "results" / "harness.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,8 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     artifact = checkpoint.resolve(asked.checkpoint, architecture=None, root=asked.root)
     with tempfile.TemporaryDirectory() as folder:
         found = run(artifact, asked.tasks, length=asked.length, count=asked.count, folder=Path(folder))
-    if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if out := RESULTS if asked.record else asked.out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record(artifact, asked, found), indent=1) + "\n", encoding="utf-8")
     table = Table(title=f"lm-evaluation-harness on {artifact}", title_style="bold")
     for column in ("task", "measure", "value", "standard error"):
         table.add_column(column, justify="left" if column in ("task", "measure") else "right")
@@ -45,12 +51,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """What is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="latest | best | a folder")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="options of conf/data: text, or tasks in text")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="options of conf/data, or some of its own")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a document")
     parser.add_argument("--count", type=int, default=20, help="documents of a task, at most")
     parser.add_argument("--root", type=Path, default=Path("outputs"), help="where latest and best are looked for")
     parser.add_argument("--out", type=Path, help="keep the results as JSON")
+    parser.add_argument("--record", action="store_true", help="keep them beside the study, whatever --out says")
     return parser.parse_args(arguments)
+
+
+def record(artifact: Path, asked: argparse.Namespace, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What is kept: the results, how they were made, and how what they are of was trained."""
+    made = checkpoint.read_config(artifact)["provenance"]
+    facts = provenance({"seed": 0, "tasks": asked.tasks, "length": asked.length, "count": asked.count})
+    facts["command"] = shlex.join(["python", "-m", "experiments.harness", *sys.argv[1:]])
+    facts["machine"] = {"processor": cpu()}
+    facts["lm_eval"] = version("lm-eval")
+    kept = ("commit", "dirty", "date", "seed", "step", "torch", "threads")
+    training = {"model": checkpoint.read_config(artifact)["architecture"], **{key: made[key] for key in kept}}
+    return {"provenance": facts, "training": training, "results": found}
 
 
 def run(artifact: Path, tasks: list[str], *, length: int, count: int, folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Tasks of the harness whose data is made here: nothing is downloaded."""
+"""Tasks of the harness whose data is made here: nothing is downloaded.
+
+Some are its own, by its own definition, with our text in place of a data set of the hub.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -15,14 +19,19 @@ from hfa.metrics.recall import find_answers
 from hfa.types import IGNORE, Tokenizer
 
 CONF = Path(__file__).parents[2] / "conf"
+OWN = {  # tasks of the harness: its definition, and where a document of each has its text
+    "wikitext": ("wikitext/wikitext.yaml", "page"),
+    "lambada_openai": ("lambada/lambada_openai.yaml", "text"),
+}
 CACHE = Path("~/.cache/hfa").expanduser()
 
 
-def make(name: str, tokenizer: Tokenizer, *, length: int, count: int, folder: Path) -> dict[str, Any]:
-    """The harness's configuration of a task, with its documents beside it.
+def make(name: str, tokenizer: Tokenizer, *, length: int, count: int, folder: Path) -> dict[str, Any] | str:
+    """The harness's configuration of a task, or the path of a file that has it, with its documents beside it.
 
     Args:
-        name: an option of ``conf/data``: text is scored in bits per byte, a recall task by what is generated.
+        name: an option of ``conf/data``: text is scored in bits per byte, a recall task by what is generated; or one
+            of `OWN`, which gets the text of ``data=stdlib``.
         tokenizer: of the checkpoint.
         length: tokens of a document.
         count: documents, at most.
@@ -30,13 +39,15 @@ def make(name: str, tokenizer: Tokenizer, *, length: int, count: int, folder: Pa
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node: Any = OmegaConf.to_container(
-            compose(overrides=["+seed=0", f"+data={name}", f"data.seq_len={length}"]), resolve=True
+            compose(overrides=["+seed=0", f"+data={'stdlib' if name in OWN else name}", f"data.seq_len={length}"]),
+            resolve=True,
         )
     source = from_node(node["data"], "data", SourceConfig).build(tokenizer, CACHE)
     there = source.num_examples("test")
     documents = [source.example(index, "test") for index in range(count if there is None else min(count, there))]
     if source.kind == "text":
-        rows = [{"text": tokenizer.decode(one.tokens.tolist())} for one in documents]
+        field = OWN[name][1] if name in OWN else "text"
+        rows = [{field: tokenizer.decode(one.tokens.tolist())} for one in documents]
         scoring = _text_scoring()
     else:
         rows = []
@@ -54,7 +65,20 @@ def make(name: str, tokenizer: Tokenizer, *, length: int, count: int, folder: Pa
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}, "test_split": "test"}
+    if name in OWN:
+        return _own(name, data, folder)
     return {"task": f"{name}_{length}", **data, **scoring}
+
+
+def _own(name: str, data: dict[str, Any], folder: Path) -> str:
+    """A file that takes everything but the data from the harness's own definition."""
+    from lm_eval import tasks
+
+    definition = Path(tasks.__file__).parent / OWN[name][0]
+    nothing_else = {"dataset_name": None, "training_split": None, "validation_split": None}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"include": str(definition), **data, **nothing_else}), encoding="utf-8")
+    return str(path)
 
 
 def match(document: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -33,7 +33,7 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_same_bits_per_byte(artifact: Path, tmp_path: Path) -> None:
-    found = run(artifact, ["stdlib", "vt"], length=900, count=2, folder=tmp_path)
+    found = run(artifact, ["stdlib", "wikitext", "lambada_openai", "vt"], length=900, count=2, folder=tmp_path)
     model, tokenizer = checkpoint.load(artifact).model, ByteTokenizer()
     nats, num_bytes = 0.0, 0
     for line in (tmp_path / "stdlib.jsonl").read_text().splitlines():
@@ -45,6 +45,8 @@ def test_the_same_bits_per_byte(artifact: Path, tmp_path: Path) -> None:
         num_bytes += len(text.encode())
     assert found["stdlib_900"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-4)
     assert found["vt_900"]["match"] == 0
+    assert found["wikitext"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=0.2), "reformatted"
+    assert found["lambada_openai"]["acc"] == 0
 
 
 def test_the_score_is_rulers() -> None:
