@@ -17,6 +17,7 @@ _QUICKSTART = "experiments/quickstart/results/{}.json"
 _COMPLEXITY = "experiments/complexity/results/{}.json"
 _SOAK = "experiments/soak/results/soak.json"
 _SUBNET = "experiments/subnet/results/subnet.json"
+_HARNESS = "experiments/harness/results/harness.json"
 _TITLES = {"hfa": "HFA", "simplemind": "SimpleMind"}
 _MISSING = "-"  # a peer that was too slow at a length, or failed there
 _PEERS = {"xlstm": "xLSTM", "minimax": "MiniMax lightning attention", "llama": "Llama, SDPA"}
@@ -39,6 +40,7 @@ def tables() -> Iterator[Table]:
     yield slopes()
     yield soak()
     yield subnet()
+    yield harness()
 
 
 def quickstart() -> Table:
@@ -167,6 +169,22 @@ def _unrecorded(name: str, head: Sequence[str]) -> Table:
 
 def _amount(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+
+
+def harness() -> Table:
+    """What the language-model evaluation harness found: a row a task, with its standard error where it gives one."""
+    data, made = read(_HARNESS)
+    rows, claims = [], []
+    for task, measures in data["results"].items():
+        for name in ("bits_per_byte", "acc", "match"):
+            if name in measures:
+                value, error = measures[name], measures.get(f"{name}_stderr")
+                shown = f"{value:.3f} ± {error:.3f}" if error else f"{value:.3f}"
+                ends = (value - 1.96 * error, value + 1.96 * error) if error else None
+                said = f"lm-evaluation-harness on HFA: {task}, {name}"
+                claims.append(Claim(claim=said, shown=shown, value=value, interval=ends, source=_HARNESS, made=made))
+                rows.append([f"{task}, {name.replace('_', ' ')}", shown])
+    return Table(name="harness", head=["task and measure", "value"], rows=rows, claims=claims)
 
 
 def _speeds(
