@@ -37,6 +37,7 @@ class Example(NamedTuple):
     labels: np.ndarray  # int64 [T]
     gold: np.ndarray  # int64 [T]
     group: np.ndarray | None = None  # int64 [T]; None: every label stands alone
+    form: str = ""  # which of its forms the task took, where the length decides that
 
 
 class Batch(NamedTuple):

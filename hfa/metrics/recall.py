@@ -110,7 +110,7 @@ class Share(NamedTuple):
 class Count:
     """Answers, and tokens of answers, with how many of each were right.
 
-    Where the memory was audited, also the tokens of answers whose evidence was addressable in it (`stored`), and
+    Where the memory was audited, also the tokens of answers whose evidence was in it as it was written (`stored`), and
     those whose evidence was among the tokens that were read when it was asked for (`selected`). Where the model was
     left to write, also the answers it was asked for (`generated`), and those that were in what it wrote (`matched`).
 

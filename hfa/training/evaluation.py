@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from hfa.errors import ConfigError
 from hfa.metrics.bits import BitsPerByte, LossByPosition
 from hfa.metrics.group import is_right, right_nats
 from hfa.metrics.plot import plot_loss, plot_overview, plot_recall
-from hfa.metrics.recall import Cell, Count, Recall
-from hfa.metrics.retention import Kept
+from hfa.metrics.recall import MEASURES, Cell, Count, Measure, Recall
+from hfa.metrics.retention import Kept, Witness
 from hfa.models import LanguageModel
 from hfa.models.audit import audit
 from hfa.models.memory import Memory
@@ -33,11 +34,19 @@ from hfa.training.provenance import provenance
 from hfa.training.record import recorded
 from hfa.training.report import show
 from hfa.training.settings import EvaluationSettings, read_settings
-from hfa.types import IGNORE, NOWHERE, Batch, Source, Split, Tokenizer
+from hfa.types import IGNORE, NOWHERE, Batch, Example, Source, Split, Tokenizer
 
 log = logging.getLogger(__name__)
 
 _LOGITS = 1 << 25  # numbers in the logits of one piece: 128 MiB
+_SIDE_BY_SIDE = 1 << 17  # tokens of the examples run together: a state has something of every one of them
+_BY_DEPTH: dict[Measure, str] = {  # titles of heat-maps
+    "exact": "Exact recall, % of answers",
+    "storage": "Evidence that every memory held as it was written, %",
+    "selection": "Evidence that was read when it was asked for, %",
+    "answer": "Tokens of answers that were the likeliest, %",
+    "match": "Answers found in what the model wrote, %",
+}
 _FIRST_BIN = 64  # tokens in the first bin of the loss by position; the others double
 
 
@@ -49,11 +58,13 @@ class Evaluation(NamedTuple):
         loss: by position, of each text source at its greatest length.
         recall: exact answers by (task, length, depth), and where models have an exact memory what was stored in it
             and selected from it.
+        forms: of tasks whose length decides on their form, by (task, length): how many examples had which.
     """
 
     bits: dict[tuple[str, int], BitsPerByte]
     loss: dict[str, LossByPosition]
     recall: Recall
+    forms: dict[tuple[str, int], Counter[str]]
 
     def answers(self) -> Iterator[tuple[str, int, Count]]:
         """The answers of each task at each length, over all depths."""
@@ -74,6 +85,7 @@ class Evaluation(NamedTuple):
                 "accuracy": count.accuracy,
                 "interval": list(count.interval),
                 "answers": count.answers,
+                **({"forms": dict(self.forms[task, length])} if (task, length) in self.forms else {}),
                 "retention": {name: share.to_json() for name, share in count.retention().items()},
             }
             for task, length, count in self.answers()
@@ -174,7 +186,8 @@ def evaluate_model(
         num_examples: of each part at each length; fewer when a text is too short for them.
         depth_bins: parts of the context that recall is counted in.
         chunk_size: tokens run at once; the state is carried from piece to piece, and activations stay small.
-        batch_size: examples run side by side.
+        batch_size: examples run side by side, at most; fewer where they are long, since each has a state of its own,
+            which grows with its length in a model that has an exact memory.
         generate: also let the model write the answers by itself, in tasks in text that end with them, and look for each
             in what it wrote: RULER's score.
         split: of the data.
@@ -186,14 +199,18 @@ def evaluate_model(
         expected = f"at most {model.config.vocab_size}, the checkpoint's ids"
         raise ConfigError("data.vocab_size", source.vocab_size, expected, "choose other data or another checkpoint")
     byte_lengths = tokenizer.byte_lengths()
-    found = Evaluation({}, {}, Recall(depth_bins))
+    found = Evaluation({}, {}, Recall(depth_bins), {})
     training = model.training
     model.eval()
     for length in sorted(lengths):
+        together = max(1, min(batch_size, _SIDE_BY_SIDE // length))
         for name, part in source.at_length(length).parts().items():
             by_position = LossByPosition.doubling(length, _FIRST_BIN)
             bits = BitsPerByte()
-            for batch in _batches(part, num_examples, batch_size, split):
+            for examples in _examples(part, num_examples, together, split):
+                batch = collate([Item(example, 0) for example in examples])
+                if forms := [example.form for example in examples if example.form]:
+                    found.forms.setdefault((name, length), Counter()).update(forms)
                 asked = find_free(batch) if generate and part.vocab_size == tokenizer.vocab_size else None
                 nats, correct, kept, state = predict(model, batch, chunk_size, resume_at=asked)
                 if part.kind == "recall":
@@ -234,7 +251,7 @@ def predict(model: LanguageModel, batch: Batch, chunk_size: int, resume_at: int 
     nats, correct = torch.zeros(tokens.shape), torch.zeros(tokens.shape, dtype=torch.bool)
     positions = max(1, _LOGITS // model.config.vocab_size)
     last = int((labels != IGNORE).any(0).nonzero().max()) + 1 if (labels != IGNORE).any() else 0
-    kept, state, resumed = Kept.nothing(batch.gold), None, None
+    kept, witness, state, resumed = Kept.nothing(batch.gold), Witness(batch.gold), None, None
     for start, stop in itertools.pairwise(
         sorted({*range(0, last, chunk_size), last, *([resume_at] if resume_at else ())})
     ):
@@ -243,11 +260,14 @@ def predict(model: LanguageModel, batch: Batch, chunk_size: int, resume_at: int 
         first = int(scored[0]) if len(scored) else stop - start - 1  # what is before it nobody asks for
         if (batch.gold[:, piece] == NOWHERE).all():
             features, state = model.hidden(tokens[:, piece], state, last=stop - start - first)
+            witness.note(list(memories(state)), piece)
         else:
             with audit(model) as trail:
                 features, state = model.hidden(tokens[:, piece], state, last=stop - start - first)
+            held = list(memories(state))
+            witness.note(held, piece)
+            witness.check(kept, held, piece)
             kept.add_selected(trail.reads)
-            kept.add_stored([memory.length for memory in memories(state)], piece)
         rows, columns = (labels[:, piece] != IGNORE).nonzero(as_tuple=True)
         for row, column in zip(rows.split(positions), columns.split(positions), strict=True):
             logits = model.head(features[row, column - first]).float()
@@ -297,22 +317,19 @@ def draw(found: Evaluation, name: str, folder: Path) -> list[Path]:
     if len(found.recall.tasks()) > 1:
         plots.append(plot_overview({name: found.recall}, folder / "retention.png", f"Retention of {name}, %"))
     if found.recall.tasks():
-        plots.append(plot_recall({name: found.recall}, folder / "recall.png"))
-        if any(count.audited for *_, count in found.answers()):
-            title = "Evidence that was read when it was asked for, %"
-            plots.append(plot_recall({name: found.recall}, folder / "selection.png", title, measure="selection"))
-        if any(count.generated for *_, count in found.answers()):
-            title = "Answers found in what the model wrote, %"
-            plots.append(plot_recall({name: found.recall}, folder / "match.png", title, measure="match"))
+        for measure in MEASURES:
+            if any(count.share(measure).whole for *_, count in found.answers()):
+                path = folder / ("recall.png" if measure == "exact" else f"{measure}.png")
+                plots.append(plot_recall({name: found.recall}, path, _BY_DEPTH[measure], measure=measure))
     if found.loss:
         losses = {f"{name} on {text}": loss for text, loss in found.loss.items()}
         plots.append(plot_loss(losses, folder / "loss_by_position.png"))
     return plots
 
 
-def _batches(part: Source, num_examples: int, batch_size: int, split: Split) -> Iterator[Batch]:
+def _examples(part: Source, num_examples: int, batch_size: int, split: Split) -> Iterator[list[Example]]:
     there = part.num_examples(split)
     count = num_examples if there is None else min(num_examples, there)
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))
-        yield collate([Item(part.example(index, split), 0) for index in indices])
+        yield [part.example(index, split) for index in indices]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +34,13 @@ def show(found: Evaluation, *, title: str, files: Sequence[Path] = ()) -> None:
     counts = list(found.answers())
     if counts:
         measures = [each for each in MEASURES if any(count.share(each).whole for *_, count in counts)]
-        tables.append(_table("recall, % [95% interval]", "tokens", "answers", *measures))
+        form = ["form"] if found.forms else []
+        tables.append(_table("recall, % [95% interval]", "tokens", "answers", *measures, *form))
         for task, length, count in counts:
             cells = [_share(count.share(measure)) for measure in measures]
-            tables[-1].add_row(task, f"{length:,}", f"{count.answers:,}", *cells)
+            forms = found.forms.get((task, length), Counter())
+            shown = " or ".join(f"{form} ({of})" if len(forms) > 1 else form for form, of in forms.items())
+            tables[-1].add_row(task, f"{length:,}", f"{count.answers:,}", *cells, *([shown] if found.forms else []))
     out = console()
     out.print(title, soft_wrap=True, highlight=False, style="bold")
     for table in tables:

@@ -176,7 +176,9 @@ def test_sigterm_leaves_an_artifact_that_can_be_evaluated(tmp_path: Path, comman
     assert {path.name for path in (report.parent / "plots").iterdir()} == {
         "retention.png",
         "recall.png",
+        "storage.png",
         "selection.png",
+        "answer.png",
         "loss_by_position.png",
     }
 

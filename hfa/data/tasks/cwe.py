@@ -10,7 +10,7 @@ import numpy as np
 
 from hfa.config import PositiveInt, config
 from hfa.data.source import SourceConfig
-from hfa.data.tasks.ruler import SHOT_SHARE, Answer, Prompt, Ruler, flat
+from hfa.data.tasks.ruler import SHOT_SHARE, SHOWN, Answer, Prompt, Ruler, flat
 from hfa.data.tasks.words import all_words, draw_pairs
 from hfa.errors import ConfigError
 from hfa.types import Split, Tokenizer
@@ -83,8 +83,8 @@ class CommonWords(Ruler):
         joints = [self.encode(" 1."), *joints][: self._settings.num_cw]
         plain = self.encode(_INSTRUCTION)
         shot = self._shot(rng, question, joints)
-        fits = len(shot) * SHOT_SHARE <= self.seq_len
-        instruction = np.concatenate([shot, plain]) if fits else plain
+        shown = len(shot) * SHOT_SHARE <= self.seq_len
+        instruction = np.concatenate([shot, plain]) if shown else plain
         words = self._words(rng, self.seq_len)
         room = self.room(instruction, question, joints)
         usual = (self._settings.freq_cw, self._settings.freq_ucw)
@@ -98,7 +98,8 @@ class CommonWords(Ruler):
             self.refuse(1)
         assert listed is not None
         found = zip(joints, listed.common, listed.last, strict=True)
-        return Prompt(instruction, listed.tokens, question, [Answer(*each) for each in found])
+        form = f"words {often} and {seldom} times, {SHOWN[shown]}"
+        return Prompt(instruction, listed.tokens, question, [Answer(*each) for each in found], form)
 
     def _with(self, settings: SourceConfig) -> Self:
         assert isinstance(settings, CommonWordsConfig)

@@ -31,6 +31,7 @@ from hfa.types import IGNORE, NOWHERE, Example, Source, Split, Tokenizer
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 SHOT_SHARE = 4  # an example with its answers is shown first if it takes no more than this part of the length
+SHOWN = {True: "an example shown first", False: "no example shown"}
 
 
 class Answer(NamedTuple):
@@ -59,6 +60,7 @@ class Prompt(NamedTuple):
     context: np.ndarray
     question: np.ndarray  # with the beginning of the answer
     answers: Sequence[Answer]
+    form: str = ""  # as an Example has it
 
 
 class Ruler(ABC):
@@ -147,7 +149,7 @@ class Ruler(ABC):
             at += len(answer.joint)
             gold[at - 1 : at - 1 + len(answer.tokens)] = context + answer.evidence + np.arange(len(answer.tokens))
             at += len(answer.tokens)
-        return Example(stream[:-1], labels, gold)
+        return Example(stream[:-1], labels, gold, form=prompt.form)
 
 
 def flat(pieces: Sequence[np.ndarray], order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

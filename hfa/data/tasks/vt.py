@@ -10,7 +10,7 @@ import numpy as np
 
 from hfa.config import NonNegativeInt, PositiveInt, config
 from hfa.data.source import SourceConfig
-from hfa.data.tasks.ruler import NOISE, SHOT_SHARE, Answer, Prompt, Ruler
+from hfa.data.tasks.ruler import NOISE, SHOT_SHARE, SHOWN, Answer, Prompt, Ruler
 from hfa.types import Split, Tokenizer
 
 _INSTRUCTION = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
@@ -72,7 +72,8 @@ class VariableTracking(Ruler):
     def prompt(self, rng: np.random.Generator, split: Split) -> Prompt:
         settings = self._settings
         shot = self._shot(rng)
-        instruction = np.concatenate([shot if len(shot) * SHOT_SHARE <= self.seq_len else shot[:0], self._instruction])
+        shown = 0 < len(shot) * SHOT_SHARE <= self.seq_len
+        instruction = np.concatenate([shot if shown else shot[:0], self._instruction])
         value = int(rng.integers(10_000, 99_999))
         question = self._question(value)
         chains = self._chains(rng, value, name_len=5)
@@ -80,7 +81,7 @@ class VariableTracking(Ruler):
         text = self._scattered(rng, room // len(self._noise), chains)
         answers = [Answer(name[:0], name, at) for name, at in zip(text.names, text.evidence, strict=True)]
         assert len(answers) == settings.num_hops + 1
-        return Prompt(instruction, text.tokens, question, answers)
+        return Prompt(instruction, text.tokens, question, answers, SHOWN[shown])
 
     def _with(self, settings: SourceConfig) -> Self:
         assert isinstance(settings, VariableTrackingConfig)

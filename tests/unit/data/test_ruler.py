@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -87,9 +88,17 @@ def test_every_task_at_any_length(make: Make, task: str, seq_len: int) -> None:
     assert not np.array_equal(example.tokens, other.tokens)
 
 
-@pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"])
+@pytest.mark.parametrize("task", RULER)
 def test_a_million_tokens(make: Make, task: str) -> None:
-    example = make(task, 2048).at_length(1 << 20).example(0, "test")
+    """In arrays: tokens, labels and evidence of an example are 24 bytes a token, and as Python's lists 36 each."""
+    source = make(task, 2048).at_length(1 << 20)
+    tracemalloc.start()
+    try:
+        example = source.example(0, "test")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 80 * (1 << 20)
     check(example, 1 << 20)
     spare = np.flatnonzero(example.tokens != ord("\n"))[0]
     assert spare < 4096, "the length is filled"
@@ -171,6 +180,23 @@ def test_common_words_are_the_most_common(make: Make, seq_len: int, often: int, 
     times = Counter(words)
     assert {word for word, count in times.items() if count == often} == {one.strip() for one in answers_of(example)}
     assert set(times.values()) == {often, seldom}
+
+
+@pytest.mark.parametrize(
+    ("task", "seq_len", "form"),
+    [
+        ("cwe", 1024, "words 3 and 1 times, no example shown"),
+        ("cwe", 16384, "words 30 and 3 times, an example shown first"),
+        ("vt", 1024, "no example shown"),
+        ("vt", 8192, "an example shown first"),
+        ("fwe", 4096, ""),
+    ],
+)
+def test_the_form_that_a_length_leaves_room_for_is_said(make: Make, task: str, seq_len: int, form: str) -> None:
+    example = make(task, seq_len).example(0, "test")
+    assert example.form == form
+    intro = {"cwe": "Below is a numbered list", "vt": "Memorize and track"}.get(task, "Read the following")
+    assert text_of(example).count(intro) == 1 + ("shown first" in form)
 
 
 def test_frequent_words_are_the_most_frequent(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -14,11 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from hfa import checkpoint
+from hfa.data.tasks.vt import VariableTrackingConfig
 from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.errors import CheckpointError, ConfigError
-from hfa.training import evaluate, evaluate_model
+from hfa.training import evaluate, evaluate_model, evaluation
 from hfa.training.evaluation import predict
 from hfa.training.fit import build_data, build_model
+from hfa.training.report import show
 from hfa.training.settings import TrainSettings, read_settings
 from hfa.types import IGNORE, NOWHERE, Batch
 
@@ -79,6 +82,78 @@ def test_a_model_that_knows_nothing(settings: TrainSettings) -> None:
         *(f"test/bits_per_byte/text/{n}" for n in (256, 512)),
         *(f"test/recall/{task}/{n}" for task in ("mqar", "needle") for n in (256, 512)),
     }
+
+
+def test_long_examples_run_side_by_side_only_as_far_as_their_states_fit(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, source = build_data(settings)
+    monkeypatch.setattr(evaluation, "_SIDE_BY_SIDE", 1024)
+    model: Any = Uniform(settings)
+    rows: dict[int, set[int]] = {}
+
+    def seen(model: Any, batch: Batch, *given: Any, **named: Any) -> evaluation.Predicted:
+        rows.setdefault(batch.tokens.shape[1], set()).add(len(batch.tokens))
+        return predict(model, batch, *given, **named)
+
+    monkeypatch.setattr(evaluation, "predict", seen)
+    needle = source.parts()["needle"]
+    evaluate_model(
+        model, tokenizer, needle, lengths=(200, 512, 2048), num_examples=4, depth_bins=1, chunk_size=512, batch_size=4
+    )
+    assert rows == {200: {4}, 512: {2}, 2048: {1}}
+
+
+def test_forms_of_a_task_are_counted_and_shown(
+    settings: TrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = VariableTrackingConfig(name="vt", seed=0, seq_len=1024, num_chains=1, num_hops=4, shot_lines=10)
+    model: Any = Uniform(settings)
+    found = evaluate_model(
+        model,
+        ByteTokenizer(),
+        config.build(ByteTokenizer(), tmp_path),
+        lengths=(1024, 8192),
+        num_examples=2,
+        depth_bins=1,
+        chunk_size=2048,
+        batch_size=1,
+    )
+    forms = {one["length"]: one["forms"] for one in found.to_json()["recall"]}
+    assert forms == {1024: {"no example shown": 2}, 8192: {"an example shown first": 2}}
+    show(found, title="forms")
+    shown = capsys.readouterr().out
+    assert "no example shown" in shown
+    assert "an example shown first" in shown
+
+
+def test_what_a_memory_overwrote_is_not_stored(settings: TrainSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory that spoils what it has is caught, though it says that it holds every token."""
+    tokenizer, source = build_data(settings)
+    model, part = build_model(settings, tokenizer, source), source.parts()["needle"]
+    measure = functools.partial(
+        evaluate_model,
+        model,
+        tokenizer,
+        part,
+        lengths=(256,),
+        num_examples=2,
+        depth_bins=1,
+        batch_size=2,
+        chunk_size=64,
+    )
+    count = measure().recall.at("needle", 256)
+    assert count.stored == count.audited > 0
+    hidden = model.hidden
+
+    def spoiling(tokens: torch.Tensor, state: Any = None, last: int | None = None) -> Any:
+        for memory in evaluation.memories(state):
+            memory.pages[1].zero_()
+        return hidden(tokens, state, last)
+
+    monkeypatch.setattr(model, "hidden", spoiling)
+    count = measure().recall.at("needle", 256)
+    assert count.stored < count.audited
 
 
 class Oracle(Uniform):
@@ -165,7 +240,9 @@ def test_any_checkpoint_on_any_data(composed: Compose, settings: TrainSettings, 
         "part": 16,
         "whole": 16,
     }
-    assert (tmp_path / "run" / "plots" / "recall.png").stat().st_size > 10_000
+    pictures = {path.name: path.stat().st_size for path in (tmp_path / "run" / "plots").iterdir()}
+    assert pictures.keys() == {"recall.png", "storage.png", "selection.png", "answer.png"}, "of every measure, by depth"
+    assert min(pictures.values()) > 10_000
     assert json.loads((tmp_path / "run" / "run.json").read_text())["metrics"] == metrics
 
 
