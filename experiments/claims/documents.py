@@ -1,8 +1,9 @@
 """Documents: the tables in them that the ledger writes, and the figures in them that it lacks.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. Elsewhere a *figure* is a number with decimals, a
-percentage, a number before a unit of measurement, and a cell of a table that is a number and no words, unless it stands
-in code, in a link's address or in a phrase of `given.txt`: what somebody decided on, and nobody measured.
+percentage, a number before a unit of measurement, one in millions or billions, so many times (3x), a rate of anything
+(300 tokens a second), so many of so many (87 of 100), and a cell of a table that is a number and no words, unless it
+stands in code, in a link's address or in a phrase of `given.txt`: what somebody decided on, and nobody measured.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ GIVEN = Path(__file__).parent / "given.txt"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|<!--.*?-->|arXiv \S+", re.DOTALL)
 _NUMBER = r"(?<![\w.,/-])\d[\d,]*(?:\.\d+)?"
-_UNITS = r"tokens/s|ms|s|seconds|minutes|hours|KiB|MiB|GiB|MB|GB|bits per byte|times|TFLOP|GFLOP|MFLOP"
-_FIGURE = re.compile(rf"{_NUMBER}%|(?<![\w.,/-])\d[\d,]*\.\d+(?!\w|\.\d)|{_NUMBER}(?= (?:{_UNITS})\b)")
+_UNITS = (
+    r"tokens/s|ms|s|seconds?|minutes?|hours?|h|min|days?|KiB|MiB|GiB|kB|KB|MB|GB|bits per byte|times|TFLOP|GFLOP|MFLOP|"
+    r"percent|per cent|percentage points|million|billion|\w+ (?:a|per) (?:second|minute|hour|day|token)"
+)
+_FIGURE = re.compile(
+    rf"{_NUMBER} ?%|{_NUMBER}(?=[MB]\b|[x×](?!\w))|(?<![\w.,/-])\d[\d,]*\.\d+(?!\w|\.\d)"
+    rf"|{_NUMBER}(?= (?:{_UNITS})\b)|{_NUMBER}(?= (?:out )?of (?:the )?\d)"
+)
 _IN_ROW = re.compile(rf"(?<=\|) *\**({_NUMBER}%?)(?=[^|A-Za-z]*(?:(?:{_UNITS}|[KMB])\b[^|A-Za-z]*)?\|)")
 
 

@@ -49,6 +49,10 @@ def test_every_entry_says_how_it_was_made() -> None:
     ("text", "figures"),
     [
         ("It reads 1,744 tokens/s, 3 times more, and 12.5% of 0.93.", ["1,744", "3", "12.5%", "0.93"]),
+        ("1.6M parameters, 2.5x faster, 3x and 4× more.", ["1.6", "2.5", "3", "4"]),
+        ("1,744 tokens a second, 5.12M tokens, 87 of 100, 33 h.", ["1,744", "5.12", "87", "33"]),
+        ("97 percent, 12 %, 9 out of 10, 3 million, 40 requests per second, 25M", ["97", "12 %", "9", "3", "40", "25"]),
+        ("x86 and 2xlarge in 3 of them, a 4-bit key", []),
         ("| HFA | 12 | about 7 | 64 channels of 8 | 0.5 s each |", ["12", "0.5"]),
         ("| 99.9 [98, 100] | 1.5K | 7 ms | 3 ± 1 |, see arXiv 2312.04927", ["99.9", "1.5", "7", "3"]),
         ("| model | **9** |\n\ntook 4 minutes", ["9", "4"]),
