@@ -71,7 +71,7 @@ def _speed(axes: Axes, results: Results, regime: Regime) -> None:
 
 def _memory(axes: Axes, results: Results, regime: Regime) -> None:
     _lines(axes, results, regime, lambda name, n: [peak / (1 << 20) for peak in results.peaks(name, regime, n)])
-    _label(axes, f"{_TITLES[regime]}: peak memory beyond the weights", "MiB (less is better)", regime)
+    _label(axes, f"{_TITLES[regime].split(':')[0]}: peak memory beyond the weights", "MiB (less is better)", regime)
 
 
 def _lines(axes: Axes, results: Results, regime: Regime, values: Callable[[str, int], list[float]]) -> None:

@@ -202,10 +202,10 @@ def requirements(results: Results, model: str = OURS) -> Iterator[Requirement]:
     state = results.models.get(model, {}).get(f"state_bytes_{STATE_TOKENS}")
     yield Requirement(f"state of {STATE_TOKENS:,} tokens, MiB", None if state is None else state / _MIB, 256, False)
     for name in (model, model + ALL_FEATURES):
-        what = "" if name == model else "all features of "
+        what = "" if name == model else ", all features"
         for length in (4096, 16384, 65536) if name in results.models else ():
             ratio = results.over_fastest_linear(name, "prefill", length)
-            yield Requirement(f"{what}prefill {short(length)}, over the fastest linear peer", *_value(ratio, 1.0, True))
+            yield Requirement(f"prefill {short(length)}{what}, over the fastest linear peer", *_value(ratio, 1.0, True))
     for length, least in ((16384, 1.5), (65536, 6.0)):
         over = results.over(model, TRANSFORMER_PEER, "prefill", length)
         yield Requirement(f"prefill {short(length)}, over Llama", over, least, True)
