@@ -33,10 +33,15 @@ class Generation:
     def cancelled(self) -> bool:
         return self._cancelled
 
-    def cancel(self) -> None:
-        """Ask the engine to stop; it ends the stream before its next step. From any thread, any number of times."""
+    def cancel(self, keep: int | None = None) -> None:
+        """Ask the engine to stop; it ends the stream before its next step. From any thread, any number of times.
+
+        Args:
+            keep: tokens that reached the caller; None for all that were handed out.
+        """
         with self._lock:
             self._cancelled = True
+            self.num_given = self.num_given if keep is None else min(keep, self.num_given)
 
     def push(self, event: Event) -> None:
         """Add an event, from any thread."""

@@ -68,9 +68,13 @@ class Reply:
         """Whether they were asked for."""
         return self._request.logprobs is not None
 
-    def close(self) -> None:
-        """Give up what has not come yet; nothing happens when all has."""
-        self._generation.cancel()
+    def close(self, keep: int | None = None) -> None:
+        """Give up what has not come yet; nothing happens when all has.
+
+        Args:
+            keep: tokens that reached the caller, which a session keeps; None for all so far.
+        """
+        self._generation.cancel(keep)
         self._keep(None)
 
     async def pieces(self) -> AsyncGenerator[str]:

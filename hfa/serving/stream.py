@@ -69,6 +69,8 @@ async def whole(reply: Reply, request: Request) -> Answer | None:
         await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return collecting.result() if collecting.done() else None
     finally:
+        if not collecting.done():
+            reply.close(keep=0)
         for task in (collecting, leaving):
             task.cancel()
         await asyncio.gather(collecting, leaving, return_exceptions=True)

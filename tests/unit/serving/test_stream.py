@@ -87,9 +87,17 @@ def test_gone_in_the_middle_of_a_stream(service):
 
 def test_gone_before_a_whole_answer(service):
     async def scenario():
-        reply = await service.answer(LONG, CALLER)
-        assert await whole(reply, Request({"type": "http"}, gone)) is None
+        session = await service.models["hfa"].engine.session(lambda sessions: sessions.create())
+        reply = await service.answer(LONG, CALLER, session=("hfa", session.name))
+
+        async def gone_later():
+            while not reply.tokens:
+                await asyncio.sleep(0.001)
+            return await gone()
+
+        assert await whole(reply, Request({"type": "http"}, gone_later)) is None
         await idle(service)
+        assert session.tokens == [], "nothing of it was sent, so it may be asked again"
 
     run(scenario)
     assert service.statistics.report()["hfa"].cancelled == 1
