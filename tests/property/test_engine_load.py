@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
+import json
 import random
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -150,9 +154,9 @@ def load(draw):
     return asked
 
 
-async def collect(engine: Engine, request: GenerationRequest, leaves_after: int | None):
+async def collect(engine: Engine, request: GenerationRequest, leaves_after: int | None, session: str | None = None):
     tokens: list[TokenEvent] = []
-    stream = engine.submit(dataclasses.replace(request, logprobs=0))
+    stream = engine.submit(dataclasses.replace(request, logprobs=0), session)
     if leaves_after == 0:
         stream.cancel()
     async for event in stream:
@@ -224,6 +228,204 @@ def test_a_poisoned_stream_reaches_no_neighbour(name):
         assert nothing == []
         assert len(tokens) == request.max_tokens
         check_answer(tokens, model, request)
+
+
+class Talker:
+    """Somebody who keeps a conversation and knows what the session has to be.
+
+    say       a turn: to its end, given up after a while, past its deadline, or of a prompt that poisons the model
+    ask       the same without a session
+    fork      go on in a copy
+    mark      keep the state of now
+    back      go back to a position
+    carry     export, delete, import
+    forge     import a state that says it has read other tokens, and look what comes of it
+    overtake  two without a session, of which the second goes first
+    """
+
+    def __init__(self, engine: Engine, *, may_fail: bool) -> None:
+        self.engine, self.may_fail = engine, may_fail
+        self.tokens: list[int] = []
+        self.name = ""
+        self.checked: list[tuple[GenerationRequest, list[TokenEvent]]] = []
+
+    async def run(self, script: list[tuple[Any, ...]]) -> None:
+        for action, *how in script:
+            try:
+                if not self.name:
+                    self.name = (await self.engine.session(lambda s: s.create(self.tokens))).name
+                await getattr(self, action)(*how)
+            except RequestError as refused:
+                if refused.status not in (404, 409, 413, 503):
+                    raise
+                self.name = "" if refused.status == 404 else self.name
+
+    async def say(self, request: GenerationRequest, leaves_after: int | None) -> None:
+        whole = dataclasses.replace(request, tokens=(*self.tokens, *request.tokens))
+        answer, end = await self.turn(request, leaves_after)
+        reason = "cancelled" if end is None else end.reason
+        now = [*whole.tokens, *(event.token for event in answer)]
+        assert reason != "error" or self.may_fail or POISON in now
+        if POISON not in now:
+            self.checked.append((whole, answer))
+        session = await self.engine.session(lambda s: s.get(self.name))
+        if end is None:  # the engine may have been done, or have failed, when its listener left
+            assert session.tokens in (now, self.tokens) or len(session.tokens) == len(whole.tokens) + request.max_tokens
+            assert session.tokens[: len(now)] == now or session.tokens == self.tokens
+            self.tokens = session.tokens
+        elif answer and reason != "error":
+            self.tokens = now
+        assert session.tokens == self.tokens
+        assert session.row is None or session.row.length <= len(self.tokens)
+
+    async def ask(self, request: GenerationRequest, leaves_after: int | None) -> None:
+        answer, end = await collect(self.engine, request, leaves_after)
+        now = [*request.tokens, *(event.token for event in answer)]
+        assert end is None or end.reason != "error" or self.may_fail or POISON in now
+        if POISON not in now:
+            self.checked.append((request, answer))
+
+    async def turn(self, request: GenerationRequest, leaves_after: int | None):
+        ended = await collect(self.engine, request, leaves_after, self.name)
+        while (await self.engine.session(lambda s: s.get(self.name))).busy:
+            await asyncio.sleep(0.001)
+        return ended
+
+    async def fork(self) -> None:
+        self.name = (await self.engine.session(lambda s: s.fork(self.name))).name
+
+    async def mark(self) -> None:
+        await self.engine.session(lambda s: s.snapshot(self.name))
+
+    async def back(self, share: float) -> None:
+        to = int(share * len(self.tokens))
+        await self.engine.session(lambda s: s.roll_back(self.name, to))
+        self.tokens = self.tokens[:to]
+
+    async def carry(self) -> None:
+        data = await self.engine.session(lambda s: s.export(self.name))
+        await self.engine.session(lambda s: s.delete(self.name))
+        self.name = ""
+        self.name = (await self.engine.session(lambda s: s.load(data))).name
+
+    async def forge(self, said: list[int], length: int) -> None:
+        """Import the state of other tokens than it says, go on from it, and ask as somebody would who shares them."""
+        honest = GenerationRequest(tokens=tuple(said), max_tokens=2, sampling=Sampling())
+        await self.ask(dataclasses.replace(honest, tokens=tuple(said[: length + 1])), None)
+        one = await self.engine.session(lambda s: s.create())
+        await collect(self.engine, dataclasses.replace(honest, tokens=(1,) * length), None, one.name)
+        data = await self.engine.session(lambda s: s.export(one.name))
+        tensors, header = safetensors.torch.load(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = header["__metadata__"]
+        tensors["tokens"] = torch.tensor(said[: int(facts["length"])], dtype=torch.long)
+        forged = await self.engine.session(lambda s: s.load(safetensors.torch.save(tensors, metadata=facts)))
+        rest = tuple(said[len(forged.tokens) :])
+        await collect(self.engine, dataclasses.replace(honest, tokens=rest), None, forged.name)
+        await self.ask(honest, None)
+
+    async def overtake(self, first: tuple[Any, ...], second: tuple[Any, ...]) -> None:
+        """Ask for something urgent just after something that is not."""
+        low, high = (dataclasses.replace(one[1], priority=n) for n, one in enumerate((first, second)))
+        slow = asyncio.create_task(self.ask(low, None))
+        await asyncio.sleep(0.003)
+        await asyncio.gather(slow, self.ask(high, None))
+
+
+BEGINNINGS = [[(7 * n + n * n // 3 + 11 * number) % 60 for n in range(40)] for number in range(6)]
+
+
+@st.composite
+def turn(draw):
+    beginning = draw(st.sampled_from([*BEGINNINGS, *BEGINNINGS[:1] * 4]))
+    tokens = beginning[: draw(st.sampled_from([0, 3, 9, 17, 25, 33, 40]))]
+    tokens += draw(st.lists(st.integers(0, 59), min_size=1, max_size=9))
+    if draw(st.integers(0, 9)) == 0:
+        tokens.insert(len(tokens) // 2, POISON)
+    request = GenerationRequest(
+        tokens=tuple(tokens),
+        max_tokens=draw(st.integers(1, 16)),
+        sampling=draw(sampling),
+        priority=draw(st.integers(0, 2)),
+        deadline_s=draw(st.sampled_from([None, None, None, None, 1e-9, 0.01])),
+    )
+    return draw(st.sampled_from(["say", "ask"])), request, draw(st.sampled_from([None, None, None, None, 0, 2]))
+
+
+script = st.lists(
+    st.one_of(
+        turn(),
+        turn(),
+        st.sampled_from([("fork",), ("fork",), ("mark",), ("carry",)]),
+        st.tuples(st.just("back"), st.floats(0, 1)),
+        st.tuples(st.just("forge"), st.sampled_from(BEGINNINGS), st.integers(9, 30)),
+        st.tuples(st.just("overtake"), turn(), turn()),
+    ),
+    min_size=2,
+    max_size=8,
+)
+
+
+def failing(call: Callable[[Any], Any], every: int) -> Callable[[Any], Any]:
+    count = itertools.count(1)
+
+    def called(argument: Any) -> Any:
+        if next(count) % every == 0:
+            raise RuntimeError("a fault of the test")
+        return call(argument)
+
+    return called
+
+
+def all_poisoned(module: torch.nn.Module, arguments: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    return out.masked_fill((arguments[0] == POISON)[..., None], torch.nan)
+
+
+@pytest.mark.parametrize("name", ["hfa", "transformer", "simplemind"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(script, min_size=1, max_size=4),
+    st.integers(36, 80),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([0, 64, 64]),
+    st.booleans(),
+    st.sampled_from([None, None, None, 3]),
+)
+def test_conversations_hold_whatever_happens_around_them(
+    name, scripts, pages, max_concurrent, max_sessions, swap, disk, fails_every
+):
+    """Turns that fail, end late or are given up, in sessions that come, go and are forged, over checkpoints on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        more = {"swap_budget_mib": swap, "max_sessions": max_sessions, "checkpoint_dir": folder if disk else ""}
+        if disk:
+            before = start(name, pages=pages, max_concurrent=1, **more)
+            for tokens in BEGINNINGS:
+                request = GenerationRequest(tokens=tuple(tokens), max_tokens=1, sampling=Sampling())
+                asyncio.run(collect(before, request, None))
+            before.close()
+        engine = start(name, pages=pages, max_concurrent=max_concurrent, **more)
+        engine._runner.model.embedding.register_forward_hook(all_poisoned)
+        if fails_every:
+            engine._prefixes.start = failing(engine._prefixes.start, fails_every)
+        talkers = [Talker(engine, may_fail=bool(fails_every)) for _ in scripts]
+
+        async def main():
+            together = (talker.run(script) for talker, script in zip(talkers, scripts, strict=True))
+            await asyncio.wait_for(asyncio.gather(*together), 60)
+
+        try:
+            asyncio.run(main())
+            while engine._sessions.evict():
+                continue
+            check_empty(engine)
+            assert len(engine._sessions) <= max_sessions
+            assert not any(session.busy for session in engine._sessions._sessions.values())
+        finally:
+            engine.close()
+    model = build(name)
+    for talker in talkers:
+        for request, answer in talker.checked:
+            check_answer(answer, model, request)
 
 
 def test_being_set_aside_changes_nothing():
