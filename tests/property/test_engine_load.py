@@ -65,8 +65,11 @@ def build(name: str) -> LanguageModel:
         small["pattern"] = PATTERNS[name]
     torch.manual_seed(0)
     model = from_node(values | small, "model", ModelConfig).build().eval()
+    noise = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        model.embedding.weight *= 4  # answers that are no constant
+        for x in model.parameters():  # answers that follow from all that was read, not from the last token alone
+            if x.ndim > 1:
+                x += 2 * x.std() * torch.randn(x.shape, generator=noise)
     return model
 
 
@@ -269,7 +272,7 @@ class Talker:
         if POISON not in now:
             self.checked.append((whole, answer))
         session = await self.engine.session(lambda s: s.get(self.name))
-        if end is None:  # the engine may have been done, or have failed, when its listener left
+        if leaves_after is not None:  # the engine may have been done, or have failed, when its listener left
             assert session.tokens in (now, self.tokens) or len(session.tokens) == len(whole.tokens) + request.max_tokens
             assert session.tokens[: len(now)] == now or session.tokens == self.tokens
             self.tokens = session.tokens
