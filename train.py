@@ -29,7 +29,9 @@ def job(cfg: DictConfig) -> float | None:
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         from hfa.training import run
+        from hfa.training.allocator import keep_freed_memory
 
+        keep_freed_memory()  # of the whole process, so here and not in what a test or a notebook calls
         return run(plain, Path(context.runtime.output_dir), interactive=not sweeping)
     except Exception as error:
         if not sweeping:  # of a sweep's job hfa.training.sweep takes note, and the others go on

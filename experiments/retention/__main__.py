@@ -16,6 +16,7 @@ from experiments.retention.plan import LENGTHS, MILLION
 from experiments.retention.report import draw, table
 from experiments.retention.study import OUTPUTS, console, estimate, measure, threads, train, training_record
 from hfa.errors import HFAError
+from hfa.training.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = ("trainer.max_steps=20", "scheduler.warmup_steps=5")
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = asked.results or (RESULTS if asked.record else OUTPUTS / "results")
     ledger = Ledger(folder / "cells.jsonl")
     threads(asked.threads)
+    keep_freed_memory()
     if asked.estimate:
         console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))
         return 0

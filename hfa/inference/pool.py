@@ -167,11 +167,9 @@ class StatePool:
                 return like
             tensors = zip(like.pages, value.pages, strict=True) if kind is Memory else [(like, value)]
             for wanted, got in tensors:
-                if kind is Memory:
-                    shape = (1, length, *wanted.shape[2:])
-                else:
-                    shape = tuple(size or length for size in wanted.shape)  # a peer's cache grows from nothing
-                if tuple(got.shape) != shape or got.dtype != wanted.dtype:
+                shape = (1, length, *wanted.shape[2:]) if kind is Memory else tuple(wanted.shape)
+                grown = tuple(size or length for size in shape)  # a peer's cache grows from nothing
+                if tuple(got.shape) not in (shape, grown) or got.dtype != wanted.dtype:
                     raise ValueError(
                         f"a tensor is {tuple(got.shape)} of {got.dtype}, expected {shape} of {wanted.dtype}"
                     )

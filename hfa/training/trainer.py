@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hfa.config import Config, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
-from hfa.training.allocator import keep_freed_memory
 
 # What Lightning says about choices that are made on purpose here.
 _CHATTER = (
@@ -102,8 +101,6 @@ class TrainerConfig(Config):
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        if self.device_kind == "cpu":
-            keep_freed_memory()
         quieten()
         _ = self.num_devices
 

@@ -81,7 +81,7 @@ def made(config: SourceConfig, index: int, split: str) -> tuple[Example, np.ndar
 def test_labels_are_the_tokens_at_gold(config: NoisyConfig, index: int, split: str) -> None:
     example, asked = made(config, index, split)
     assert len(example.tokens) == len(example.labels) == len(example.gold) == config.seq_len
-    assert {array.dtype for array in example if array is not None} == {np.dtype(np.int64)}
+    assert {part.dtype for part in example if isinstance(part, np.ndarray)} == {np.dtype(np.int64)}
     assert np.array_equal(asked, np.flatnonzero(example.labels != IGNORE))
     assert asked[-1] == config.seq_len - 1, "the example ends with a question"
     assert (example.gold[asked] < asked[0]).all(), "all evidence stands before the questions"
