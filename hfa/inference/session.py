@@ -8,7 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -54,6 +54,30 @@ class Session:
     def rows(self) -> list[Row]:
         """All states it keeps."""
         return [*self.marks.values(), *([self.row] if self.row else [])]
+
+
+class Exported(NamedTuple):
+    """A session outside of its engine, whose thread is not needed to read or write it."""
+
+    facts: dict[str, str]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Exported:
+        """Raises RequestError 422 for what is no exported session."""
+        try:
+            tensors = safetensors.torch.load(data)
+            size = int.from_bytes(data[:8], "little")
+            facts = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise RequestError(422, f"The body is no safetensors file ({str(error)[:80]}).") from None
+        if facts.get("format") != _FORMAT or "tokens" not in tensors or not _LENGTH.fullmatch(facts.get("length", "")):
+            raise RequestError(422, "The file is no exported session.")
+        return cls(facts, tensors)
+
+    def to_bytes(self) -> bytes:
+        """As safetensors."""
+        return safetensors.torch.save(self.tensors, metadata=self.facts)
 
 
 class Sessions:
@@ -188,8 +212,8 @@ class Sessions:
         self._pool.pages.keep(row.pages)
         session.used = self._prefixes.tick()
 
-    def export(self, name: str) -> bytes:
-        """The session as safetensors: its tokens and its state, to be imported by any engine of the same model."""
+    def export(self, name: str) -> Exported:
+        """Tokens and state of a session, to be loaded by any engine of the same model."""
         session = self.idle(name)
         stash = self._pool.stash(session.row, portable=True) if session.row else None
         tensors = flatten(stash.state) if stash else {}
@@ -197,15 +221,15 @@ class Sessions:
         tensors["tokens"] = torch.tensor(session.tokens, dtype=torch.long)
         length = stash.length if stash else 0
         facts = {"format": _FORMAT, "length": str(length), **self._origin()._asdict()}
-        return safetensors.torch.save(tensors, metadata=facts)
+        return Exported(facts, tensors)
 
-    def load(self, data: bytes, owner: str = "") -> Session:
+    def load(self, exported: Exported, owner: str = "") -> Session:
         """A session that another engine exported.
 
         Raises:
-            RequestError: 422 for what is none, or of another model or tokenizer; 503 without room for it.
+            RequestError: 422 for one of another model or tokenizer, or whose parts do not fit; 503 without room for it.
         """
-        facts, tensors = _read(data)
+        facts, tensors = exported.facts, dict(exported.tensors)
         for key, own in self._origin()._asdict().items():
             if facts.get(key) != own:
                 raise RequestError(422, f"The session is of another {key}; it can go on with its own only.")
@@ -288,16 +312,3 @@ class Sessions:
             self._pool.pages.drop(row.pages)
             raise
         return row
-
-
-def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of an export. Raises RequestError 422."""
-    try:
-        tensors = safetensors.torch.load(data)
-        size = int.from_bytes(data[:8], "little")
-        facts = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise RequestError(422, f"The body is no safetensors file ({str(error)[:80]}).") from None
-    if facts.get("format") != _FORMAT or "tokens" not in tensors or not _LENGTH.fullmatch(facts.get("length", "")):
-        raise RequestError(422, "The file is no exported session.")
-    return facts, tensors

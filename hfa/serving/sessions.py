@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hfa.errors import RequestError
 from hfa.inference import Engine
-from hfa.inference.session import Session, Sessions
+from hfa.inference.session import Exported, Session, Sessions
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
 from hfa.serving.refusal import HUNG_UP
@@ -144,7 +144,8 @@ def router(service: Service, gate: Gate, imports: Gate, metrics: Metrics) -> API
     async def load(request: Request, model: str | None = None) -> SessionStatus:
         signed = await imports.admit(request)
         hotkey = signed.caller.hotkey
-        return await desk.begin(model, hotkey, lambda sessions: sessions.load(signed.body, hotkey))
+        exported = await asyncio.to_thread(Exported.from_bytes, signed.body)
+        return await desk.begin(model, hotkey, lambda sessions: sessions.load(exported, hotkey))
 
     @routes.post("/{identity}/generate", summary="Continue a session", openapi_extra=_body(GenerateBody))
     async def generate(request: Request, identity: str) -> Response:
@@ -189,7 +190,8 @@ def router(service: Service, gate: Gate, imports: Gate, metrics: Metrics) -> API
     @routes.get("/{identity}/export", summary="All of a session, as safetensors", openapi_extra=_SIGNED)
     async def export(request: Request, identity: str) -> Response:
         signed = await gate.admit(request)
-        data = await desk.do(identity, signed.caller.hotkey, lambda sessions, name: sessions.export(name))
+        exported = await desk.do(identity, signed.caller.hotkey, lambda sessions, name: sessions.export(name))
+        data = await asyncio.to_thread(exported.to_bytes)
         return Response(data, media_type="application/octet-stream")
 
     @routes.delete("/{identity}", summary="Forget a session", status_code=204, openapi_extra=_SIGNED)

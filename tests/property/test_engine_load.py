@@ -24,6 +24,7 @@ from hfa.config import from_node
 from hfa.errors import RequestError
 from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling, TokenEvent
 from hfa.inference.sampling import sample
+from hfa.inference.session import Exported
 from hfa.models import LanguageModel, ModelConfig
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -306,10 +307,10 @@ class Talker:
         self.tokens = self.tokens[:to]
 
     async def carry(self) -> None:
-        data = await self.engine.session(lambda s: s.export(self.name))
+        data = await self.engine.session(lambda s: s.export(self.name).to_bytes())
         await self.engine.session(lambda s: s.delete(self.name))
         self.name = ""
-        self.name = (await self.engine.session(lambda s: s.load(data))).name
+        self.name = (await self.engine.session(lambda s: s.load(Exported.from_bytes(data)))).name
 
     async def forge(self, said: list[int], length: int) -> None:
         """Import the state of other tokens than it says, go on from it, and ask as somebody would who shares them."""
@@ -317,11 +318,13 @@ class Talker:
         await self.ask(dataclasses.replace(honest, tokens=tuple(said[: length + 1])), None)
         one = await self.engine.session(lambda s: s.create())
         await collect(self.engine, dataclasses.replace(honest, tokens=(1,) * length), None, one.name)
-        data = await self.engine.session(lambda s: s.export(one.name))
+        data = await self.engine.session(lambda s: s.export(one.name).to_bytes())
         tensors, header = safetensors.torch.load(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         facts = header["__metadata__"]
         tensors["tokens"] = torch.tensor(said[: int(facts["length"])], dtype=torch.long)
-        forged = await self.engine.session(lambda s: s.load(safetensors.torch.save(tensors, metadata=facts)))
+        forged = await self.engine.session(
+            lambda s: s.load(Exported.from_bytes(safetensors.torch.save(tensors, metadata=facts)))
+        )
         rest = tuple(said[len(forged.tokens) :])
         await collect(self.engine, dataclasses.replace(honest, tokens=rest), None, forged.name)
         await self.ask(honest, None)

@@ -14,6 +14,7 @@ import torch
 
 from hfa.errors import RequestError
 from hfa.inference import Engine, EngineConfig, GenerationRequest, Sampling
+from hfa.inference.session import Exported
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml") if path.stem != "hf")
 SETTINGS = {"prefill_chunk": 64, "checkpoint_every": 64, "state_budget_mib": 64}
@@ -91,8 +92,8 @@ def test_an_exported_session_goes_on_elsewhere(start, tiny, text, name):
     here, there = start(model, **SETTINGS), start(model, **SETTINGS)
     one = do(here, lambda s: s.create())
     answer(here, ask(text), one.name)
-    data = do(here, lambda s: s.export(one.name))
-    other = do(there, lambda s: s.load(data))
+    data = do(here, lambda s: s.export(one.name).to_bytes())
+    other = do(there, lambda s: s.load(Exported.from_bytes(data)))
     assert other.tokens == one.tokens
     (stayed, _), (moved, end) = answer(here, ask([9]), one.name), answer(there, ask([9]), other.name)
     assert stayed == moved
@@ -104,7 +105,7 @@ def test_what_is_imported_is_looked_at(start, tiny, text):
     engine = start(tiny("hfa"), **SETTINGS)
     one = do(engine, lambda s: s.create())
     answer(engine, ask(text), one.name)
-    data = do(engine, lambda s: s.export(one.name))
+    data = do(engine, lambda s: s.export(one.name).to_bytes())
     tensors = safetensors.torch.load(data)
     facts = {"format": "hfa-session-1", "length": str(len(text) + 4), **engine.origin._asdict()}
     codes = next(name for name, x in tensors.items() if x.dtype == torch.uint8)
@@ -129,10 +130,10 @@ def test_what_is_imported_is_looked_at(start, tiny, text):
     ]
     for said, bad in [*wrong.items(), *(("The file is no exported session", bad) for bad in hostile)]:
         with pytest.raises(RequestError, match=said) as refused:
-            do(engine, lambda s, bad=bad: s.load(bad))
+            do(engine, lambda s, bad=bad: s.load(Exported.from_bytes(bad)))
         assert refused.value.status == 422
     assert len(engine._sessions) == 1
-    assert do(engine, lambda s: s.load(saved(lambda t: None))).tokens == one.tokens
+    assert do(engine, lambda s: s.load(Exported.from_bytes(saved(lambda t: None)))).tokens == one.tokens
 
 
 def bare(header: dict) -> bytes:
@@ -272,10 +273,10 @@ def test_an_import_that_fails_takes_no_memory(start, tiny, text, monkeypatch):
     engine = start(tiny("hfa"), **SETTINGS, max_sessions=1)
     one = do(engine, lambda s: s.create())
     answer(engine, ask(text), one.name)
-    data = do(engine, lambda s: s.export(one.name))
+    data = do(engine, lambda s: s.export(one.name).to_bytes())
     one.busy = True
     with pytest.raises(RequestError, match="All 1 sessions are busy"):
-        do(engine, lambda s: s.load(data))
+        do(engine, lambda s: s.load(Exported.from_bytes(data)))
     one.busy = False
 
     def full(row, stash):
@@ -284,7 +285,7 @@ def test_an_import_that_fails_takes_no_memory(start, tiny, text, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(engine._pool, "restore", full)
         with pytest.raises(torch.OutOfMemoryError):
-            do(engine, lambda s: s.load(data))
+            do(engine, lambda s: s.load(Exported.from_bytes(data)))
     assert do(engine, lambda s: s.get(one.name)) is one, "nobody goes for one that is not there"
     assert all_free(engine)
 
@@ -296,8 +297,8 @@ def test_what_comes_from_outside_is_nobody_else_s_checkpoint(start, tiny, text):
     forged = do(elsewhere, lambda s: s.create())
     answer(elsewhere, ask([5] * 60, 2), forged.name)
     forged.tokens = text[:61]
-    data = do(elsewhere, lambda s: s.export(forged.name))
-    one = do(engine, lambda s: s.load(data))
+    data = do(elsewhere, lambda s: s.export(forged.name).to_bytes())
+    one = do(engine, lambda s: s.load(Exported.from_bytes(data)))
     other = do(engine, lambda s: s.fork(one.name))
     for session in (one, other):
         assert answer(engine, ask(text[61:140], 1), session.name)[1].cached_tokens == 61
