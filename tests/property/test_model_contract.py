@@ -193,10 +193,8 @@ def test_state_bytes_is_what_a_state_holds(model: LanguageModel) -> None:
 def test_training_mode_and_inference_agree_without_dropout(name: str) -> None:
     model, tokens = build(name), some_tokens(2, 33)
     trained = model.train()(tokens)[0]
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model.eval()(tokens)[0], trained, atol=1e-5, rtol=0
-        )  # sums are ordered by vector width
+    with torch.no_grad():  # rounding, in an order of sums that differs from processor to processor
+        torch.testing.assert_close(model.eval()(tokens)[0], trained, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("length", "same_as"), [(32, {"window": 32}), (33, {"read_all": 0})])
