@@ -69,13 +69,13 @@ def run(task: Callable[[], Any]) -> int:
             traceback.print_exc()
         else:
             sys.stderr.write(f"{said}\n")
-        return _code(error) if said is not None else CRASHED
+        return CRASHED if said is None and not isinstance(error, OSError) else _code(error)
     return 0
 
 
 def _code(error: Exception) -> int:
     if isinstance(error, OSError):
-        return LATER if error.errno in _PASSING else 2
+        return LATER if error.errno in _PASSING else CRASHED if error.filename is None else 2
     return {"NotRegisteredError": 1, "ChainAwayError": LATER}.get(type(error).__name__, 2)
 
 

@@ -214,7 +214,8 @@ class Engine:
 
     async def session(self, call: Callable[[Sessions], T]) -> T:
         """Do something with the sessions, between two steps: ``await engine.session(lambda s: s.fork(name))``."""
-        return await asyncio.wrap_future(self.call(call))
+        future = await asyncio.to_thread(self.call, call)  # an engine in a step may hold its lock for a while
+        return await asyncio.wrap_future(future)
 
     def call(self, call: Callable[[Sessions], T]) -> Future[T]:
         """What `session` does, for callers without an event loop."""
@@ -317,7 +318,7 @@ class Engine:
             plan = self._scheduler.schedule()
         self._settle(plan)
         for output in self._runner.run(plan):
-            self._runner.attempt(functools.partial(self._keep, output.sequence))
+            self._keep(output.sequence)
             self._commit(output)
 
     def _answer_calls(self) -> None:
@@ -355,7 +356,10 @@ class Engine:
         if not every or row is None or (sequence.session is not None and sequence.session.imported):
             return
         if row.length and row.length % every == 0 and row.length == sequence.position:
-            self._prefixes.put(sequence.keys, row, self._runner.recurrent(row))
+            try:
+                self._prefixes.put(sequence.keys, row, self._runner.recurrent(row))
+            except torch.OutOfMemoryError as error:
+                log.warning("No room for a checkpoint of %s (%s)", self.name, _describe(error))
 
     def _reclaim(self, count: int) -> None:
         """Free pages of checkpoints and idle sessions, the longest unused first."""
@@ -367,7 +371,11 @@ class Engine:
     def _leave(self, sequence: Sequence) -> None:
         """A session keeps the state of its stream, unless the stream has failed."""
         if sequence.session is not None and not sequence.failed:
-            self._runner.part(sequence.active)
+            try:
+                self._runner.part(sequence.active)
+            except Exception:  # the session is read again from its tokens
+                log.exception("The state of a session of %s is lost", self.name)
+                return
             if sequence.active.recurrent is not None:
                 self._sessions.park(sequence.session, sequence.active)
 
@@ -407,8 +415,8 @@ class Engine:
             except Exception as failure:
                 log.exception("Sampling failed for a request to %s", self.name)
                 error = failure
-                if sequence.node is not None:  # what it began with may be to blame
-                    self._prefixes.drop(sequence.node)
+                if sequence.node is not None and not bool(logits.isfinite().all()):
+                    self._prefixes.drop(sequence.node)  # what it began with may be to blame
         if error is not None:
             reason, sequence.failed = "error", True
         if reason is not None:
@@ -418,7 +426,10 @@ class Engine:
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
         if sequence.row is not None:
-            self._runner.release(sequence.row)
+            try:
+                self._runner.release(sequence.row)
+            except Exception:  # of a device that is lost: its callers are told all the same
+                log.exception("The batch of %s could not be closed up", self.name)
         self._drop_stash(sequence)
         if sequence.session is not None:
             if reason != "displaced":  # of which another thread tells, and nothing has run

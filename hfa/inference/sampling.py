@@ -52,7 +52,8 @@ class Sampling:
         _within("top_k", self.top_k, self.top_k >= 0, "0 (all) or more")
         _within("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and up to 1")
         _within("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _within("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
+        repeats = self.repetition_penalty
+        _within("repetition_penalty", repeats, 0.01 <= repeats < math.inf, "0.01 or more")
         for name in ("presence_penalty", "frequency_penalty"):
             _within(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "from -2 to 2")
 

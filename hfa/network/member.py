@@ -74,12 +74,12 @@ class Member(abc.ABC):
         return self._reachable(host, port)
 
     async def serve(self, host: str, port: int) -> str:
+        await self._stop_syncing()  # a look that is under way would publish as well
         self._published = self._reachable(host, port)
         me = self.neuron(self.hotkey)
         self._stale = None if me is None else me.endpoint
-        if not await self._publish_once() and self._syncing is not None:
-            await self._stop_syncing()
-            self._syncing = self._in_sync(failures=1)  # to try again soon, and not with the next look
+        published = await self._publish_once()
+        self._syncing = self._in_sync(failures=0 if published else 1)  # to try again soon, and not with the next look
         return str(self._published)
 
     async def close(self) -> None:

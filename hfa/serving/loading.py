@@ -63,7 +63,11 @@ class Loader:
             artifact = checkpoint.load(source.path)
             _check_vocabulary(artifact)
             engine = self._engine.build(artifact.model, name, artifact.tokenizer.fingerprint())
-            _warm_up(engine, name)
+            try:
+                _warm_up(engine, name)
+            except BaseException:
+                engine.close()
+                raise
         except ConfigError as error:
             raise error.under("engine") from None
         except HFAError as error:
@@ -155,7 +159,6 @@ def _warm_up(engine: Engine, name: str) -> None:
 
     ended = asyncio.run(end())
     if ended.reason == "error":
-        engine.close()
         raise CheckpointError(f"{name} fails at its first answer ({ended.error}); train it again.")
 
 

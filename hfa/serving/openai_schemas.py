@@ -33,7 +33,7 @@ class _Body(BaseModel):
     user: str | None = Field(None, description="Not looked at: who asks is who signed.")
     top_k: int = Field(0, ge=0, le=2**31 - 1, description="Beyond OpenAI's: the k likeliest; 0 for all.")
     min_p: float = Field(0.0, ge=0, le=1, description="Beyond OpenAI's.")
-    repetition_penalty: float = Field(1.0, gt=0, le=100, description="Beyond OpenAI's.")
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100, description="Beyond OpenAI's.")
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="Beyond OpenAI's.")
 
     @property

@@ -142,6 +142,7 @@ class Reply:
 
     def _summarize(self, end: FinishEvent) -> Summary:
         prompt, count, timing = len(self._request.tokens), self._count, end.timing
+        read = end.prompt_tokens - end.cached_tokens
         return Summary(
             model=self._choice.name,
             reason=self._choice.reason,
@@ -149,12 +150,12 @@ class Reply:
             usage=Usage(prompt_tokens=prompt, completion_tokens=count, cached_tokens=end.cached_tokens),
             cache_miss=end.miss,
             logprobs=likelihoods(self.tokens, self.decode) if self.has_logprobs else None,
-            context_length=prompt + count,
+            context_length=end.prompt_tokens + count,
             seed=self._request.sampling.seed,
             timings=Timings(
                 **timing._asdict(),
                 total_s=sum(timing),
-                prefill_tokens_per_s=prompt / timing.prefill_s if timing.prefill_s else None,
+                prefill_tokens_per_s=read / timing.prefill_s if timing.prefill_s else None,
                 tokens_per_s=(count - 1) / timing.decode_s if count > 1 and timing.decode_s else None,
             ),
         )

@@ -35,7 +35,7 @@ class GenerateBody(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="Sample among the likeliest tokens that hold this mass.")
     min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens below this fraction of the likeliest one.")
     repetition_penalty: float = Field(
-        1.0, gt=0, le=100, description="Above 1, tokens that were there before become less likely."
+        1.0, ge=0.01, le=100, description="Above 1, tokens that were there before become less likely."
     )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Same seed, same text. Left out, one is drawn and told in the answer."

@@ -197,7 +197,9 @@ class Server:
             yield
         finally:
             page.should_exit = True
-            await asyncio.gather(serving, return_exceptions=True)
+            for failure in await asyncio.gather(serving, return_exceptions=True):
+                if failure is not None:
+                    log.error("The status page has failed", exc_info=failure)
 
     async def _accepting(self) -> None:
         await self._network.serve(self.host, self.port)

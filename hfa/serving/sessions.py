@@ -95,7 +95,7 @@ class Desk:
         if name is None or name not in self._service.models:
             served = ", ".join(self._service.models) or "nothing"
             raise RequestError(404 if name else 503, f"model: got {name!r}, and this miner serves {served}.")
-        session = await _call(self._service.models[name].engine, make)
+        session = await self._service.models[name].engine.session(make)
         identity = f"{name}-{session.name}"
         self._owned[identity] = _Owned(name, session.name, hotkey)
         while len(self._owned) > _REMEMBERED:
@@ -113,20 +113,16 @@ class Desk:
     async def do(self, identity: str, hotkey: str, call: Callable[[Sessions, str], T]) -> T:
         """Something with a caller's own session."""
         owned, engine = self.find(identity, hotkey)
-        return await _call(engine, lambda sessions: call(sessions, owned.name))
+        return await engine.session(lambda sessions: call(sessions, owned.name))
 
     def forget(self, identity: str) -> None:
         self._owned.pop(identity, None)
 
     def status(self, identity: str, session: Session) -> SessionStatus:
-        ready = session.row.length if session.row else 0
+        row = session.row  # read once: the engine's thread may take it
+        ready = row.length if row else 0
         model = self._owned[identity].model
         return SessionStatus(id=identity, model=model, position=len(session.tokens), ready=ready)
-
-
-async def _call(engine: Engine, call: Callable[[Sessions], T]) -> T:
-    """`engine.session`, but that the event loop does not wait for the lock of an engine that is busy with another."""
-    return await asyncio.wrap_future(await asyncio.to_thread(engine.call, call))
 
 
 def router(service: Service, gate: Gate, imports: Gate, metrics: Metrics) -> APIRouter:

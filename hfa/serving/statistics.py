@@ -175,7 +175,7 @@ def percentile(values: Sequence[float], fraction: float) -> float | None:
 
 def _report(record: Record) -> ModelStatistics:
     times = [seconds for seconds in record.recent if seconds is not None]
-    judged = record.succeeded + record.failed
+    judged, read = record.succeeded + record.failed, record.prompt_tokens - record.cached_tokens
     return ModelStatistics(
         requests=record.requests,
         succeeded=record.succeeded,
@@ -191,7 +191,7 @@ def _report(record: Record) -> ModelStatistics:
         completion_tokens=record.completion_tokens,
         cached_tokens=record.cached_tokens,
         cache_misses=record.misses,
-        prefill_tokens_per_s=record.prompt_tokens / record.prefill_s if record.prefill_s else None,
+        prefill_tokens_per_s=read / record.prefill_s if record.prefill_s else None,
         tokens_per_s=record.completion_tokens / record.decode_s if record.decode_s else None,
         last_error=LastError(at=when(record.error_at), error=record.error.partition(":")[0]) if record.error else None,
     )
