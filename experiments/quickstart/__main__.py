@@ -32,7 +32,10 @@ from hfa.network.bittensor import HotkeySigner, open_hotkey
 from hfa.network.client import Answer, HFAClient
 from hfa.network.local import config_from_yaml
 
-MODELS = ("hfa", "simplemind")
+MODELS = {  # and with what: a young index finds more when it looks further
+    "hfa": "model.num_trees=8 model.beam=8 model.num_ranked=256",
+    "simplemind": "",
+}
 ROOT = Path("outputs/quickstart")
 RESULTS = Path(__file__).parent / "results"
 CONTEXT_BYTES = 32_000
@@ -73,7 +76,7 @@ def train(model: str) -> None:
             return
     console.rule(f"Train {model}")
     shutil.rmtree(folder, ignore_errors=True)  # of another commit, or cut off
-    run(f"train.py experiment=quickstart model={model} hydra.run.dir={folder}")
+    run(f"train.py experiment=quickstart model={model} {MODELS[model]} hydra.run.dir={folder}")
 
 
 def evaluate(model: str, override: str) -> dict[str, Any]:

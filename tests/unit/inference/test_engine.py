@@ -291,6 +291,19 @@ def test_a_failure_is_the_failing_request_s_alone(start, model, bad):
     assert engine.load().state_bytes == 0
 
 
+def test_a_device_that_is_lost_leaves_no_caller_waiting(start, model, monkeypatch):
+    engine = start(model)
+
+    def lost(*_):
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(engine._runner, "release", lost)
+    for _ in range(2):
+        tokens, end = answer(engine, ask())
+        assert (len(tokens), end.reason) == (5, "length")
+    assert engine.load().running == 0
+
+
 def test_a_full_queue_refuses_with_the_numbers(start, model):
     engine = start(model, max_concurrent=2, max_queue=1)
     model.gate.clear()

@@ -51,6 +51,11 @@ def test_what_is_too_small_for_float32_takes_the_likeliest(coldest):
     assert probabilities(logits, Sampling(**coldest)).tolist() == [0, 1, 0, 0]
 
 
+def test_a_penalty_that_would_make_logits_infinite_is_refused():
+    with pytest.raises(RequestError, match=r"repetition_penalty: got 1e-45, expected 0\.01 or more"):
+        Sampling(repetition_penalty=1e-45)
+
+
 def test_zero_temperature_takes_the_likeliest_whatever_the_seed():
     assert {sample(LOGITS, Sampling(seed=s), torch.Generator().manual_seed(s)) for s in range(9)} == {1}
 
