@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import resource
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from experiments.serving.bench import serving
 from hfa.errors import RequestError
 from hfa.inference import FinishEvent, GenerationRequest, Sampling
 
-_OPEN = 300  # requests that callers have open together: more than the engine takes
+_OPEN = 82  # requests that callers have open together: two more than the engine takes
+_REFUSED_S = 0.5  # that a caller who was refused leaves the engine alone
 
 
 def resident_mib() -> float:
@@ -56,8 +58,10 @@ def flood(count: int, say: Callable[[str], None], seed: int = 0) -> dict[str, An
                         break
             except RequestError as error:
                 refused[f"{error.status}"] += 1
-        if number % max(1, count // 20) == 0:
-            memory.append((number, round(resident_mib(), 1)))
+                await asyncio.sleep(_REFUSED_S)
+        done = sum(ended.values()) + sum(refused.values())
+        if done % max(1, count // 60) == 0:
+            memory.append((done, round(resident_mib(), 1)))
 
     with serving(model, "hfa", **settings) as engine:
 
@@ -68,7 +72,7 @@ def flood(count: int, say: Callable[[str], None], seed: int = 0) -> dict[str, An
                 task = asyncio.create_task(one(engine, number, places))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                while len(tasks) > 2 * _OPEN:
+                while len(tasks) > _OPEN:
                     await asyncio.sleep(0.005)
             await asyncio.gather(*tasks)
 
@@ -80,9 +84,11 @@ def flood(count: int, say: Callable[[str], None], seed: int = 0) -> dict[str, An
         pool = engine._pool.pages
         held, idle, free = pool.num_held, pool.num_idle, pool.num_free
     answered = sum(ended.values()) + sum(refused.values())
-    third = len(memory) // 3
-    growth = memory[-1][1] / memory[third][1] - 1 if third else 0.0
-    say(f"{answered} of {count} answered or refused in {seconds:.0f} s; memory grew {growth:.1%} after the first third")
+    middle, last = (
+        statistics.median(mib for done, mib in memory if low < 3 * done / count <= low + 1) for low in (1, 2)
+    )
+    growth = last / middle - 1
+    say(f"{answered} of {count} answered or refused in {seconds:.0f} s; memory grew {growth:.1%} in the last third")
     return {
         "requests": count,
         "ended": dict(ended),
@@ -90,6 +96,6 @@ def flood(count: int, say: Callable[[str], None], seed: int = 0) -> dict[str, An
         "lost": count - answered,
         "seconds": seconds,
         "memory_mib": memory,
-        "growth_after_first_third": growth,
+        "growth_in_the_last_third": growth,
         "pages": {"held": held, "idle": idle, "free": free, "all": pool.num_pages},
     }

@@ -15,6 +15,7 @@ CLAIMS: tuple[tuple[str, str, str, float, bool], ...] = (
     ("time that is not the model's, eight streams over HTTP", "overhead", "share", 0.05, False),
     ("seconds to ready, two models", "ready", "median_s", 10.0, False),
     ("requests neither answered nor refused", "load", "lost", 0.0, False),
+    ("memory of the last third of them, growth over the second", "load", "growth_in_the_last_third", 0.02, False),
 )
 
 
