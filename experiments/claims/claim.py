@@ -69,11 +69,20 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         path: below the repository.
     """
     data: dict[str, Any] = json.loads((REPO / path).read_text(encoding="utf-8"))
-    made = data.get("provenance", data)
+    where = f"{path}, {'provenance.' if 'provenance' in data else ''}{_QUOTED_CONFIG}"
+    return data, made_by(data.get("provenance", data), where)
+
+
+def made_by(made: dict[str, Any], where: str) -> dict[str, Any]:
+    """What is kept of a provenance.
+
+    Args:
+        made: the provenance.
+        where: its configuration stands.
+    """
     machine = made.get("machine", {}).get("processor") or made.get("device")
     kept = {key: made.get(key) for key in ("command", "commit", "dirty", "seed", "date", "torch", "threads")}
-    where = f"{path}, {'provenance.' if 'provenance' in data else ''}{_QUOTED_CONFIG}"
-    return data, {**kept, "machine": machine, "config": where}
+    return {**kept, "machine": machine, "config": where}
 
 
 def _rounded(value: float) -> float:

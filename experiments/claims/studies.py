@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims.claim import REPO, Claim, Table, read
+from experiments.claims.claim import REPO, Claim, Table, made_by, read
 from experiments.complexity.measure import Regime
 from experiments.complexity.report import Results
+from experiments.serving.plot import CLAIMS
 
 _QUICKSTART = "experiments/quickstart/results/{}.json"
 _COMPLEXITY = "experiments/complexity/results/{}.json"
 _SOAK = "experiments/soak/results/soak.json"
 _SUBNET = "experiments/subnet/results/subnet.json"
+_SERVING = "experiments/serving/results/serving.json"
 _HARNESS = "experiments/harness/results/harness.json"
 _TITLES = {"hfa": "HFA", "simplemind": "SimpleMind"}
 _MISSING = "-"  # a peer that was too slow at a length, or failed there
@@ -40,6 +42,7 @@ def tables() -> Iterator[Table]:
     yield slopes()
     yield soak()
     yield subnet()
+    yield serving()
     yield harness()
 
 
@@ -161,6 +164,25 @@ def subnet() -> Table:
     return Table(
         name="subnet", head=["miner", *(f"right at {n:,} bytes" for n in lengths), "weight"], rows=rows, claims=claims
     )
+
+
+def serving() -> Table:
+    """What is asked of the engine, and what was measured; each part has a run of its own."""
+    head = ["figure", "measured", "asked"]
+    if not (REPO / _SERVING).exists():
+        return _unrecorded("serving", head)
+    parts = json.loads((REPO / _SERVING).read_text(encoding="utf-8"))["parts"]
+    rows, claims = [], []
+    for label, part, key, limit, more in CLAIMS:
+        if part in parts:
+            value = parts[part][key]
+            made = made_by(parts[part]["provenance"], f"{_SERVING}, parts.{part}.provenance.config")
+            shown = f"{value:.3g}"
+            claims.append(
+                Claim(claim=f"serving: {label}", shown=shown, value=value, interval=None, source=_SERVING, made=made)
+            )
+            rows.append([label, shown, f"{'at least' if more else 'at most'} {limit:g}"])
+    return Table(name="serving", head=head, rows=rows, claims=claims)
 
 
 def _unrecorded(name: str, head: Sequence[str]) -> Table:

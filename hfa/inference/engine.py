@@ -414,7 +414,7 @@ class Engine:
                 reason = sequence.commit(logits)
             except Exception as failure:
                 log.exception("Sampling failed for a request to %s", self.name)
-                error = failure
+                error = failure.with_traceback(None)  # which would keep this frame, and with it the state, for a while
                 if sequence.node is not None and not bool(logits.isfinite().all()):
                     self._prefixes.drop(sequence.node)  # what it began with may be to blame
         if error is not None:

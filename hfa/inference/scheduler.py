@@ -183,7 +183,7 @@ class Scheduler:
             try:
                 sequence.row = self._begin(sequence)
             except Exception as error:  # this one's alone
-                plan.failed.append((sequence, error))
+                plan.failed.append((sequence, error.with_traceback(None)))  # its frames hold the plan
                 continue
             self._prefilling.append(sequence)
             restored = sequence.stash is not None
