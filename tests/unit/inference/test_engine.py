@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hfa.inference.engine as engine_module
 from hfa.config import from_mapping
 from hfa.errors import ConfigError, RequestError
 from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling, TokenEvent
 from hfa.inference.device import place
 from hfa.inference.pool import StatePool
 from hfa.inference.runner import Runner
+from hfa.inference.sequence import Sequence
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml") if path.stem != "hf")
 BROKEN, POISON = 21, 22  # of the hash model: reading one raises, the other makes NaN
@@ -289,6 +293,28 @@ def test_a_failure_is_the_failing_request_s_alone(start, model, bad):
     assert last == lone(model, ask([6, 7]))
     assert end.error == ""
     assert engine.load().state_bytes == 0
+
+
+def test_a_failed_request_is_let_go_at_once(start, model, monkeypatch):
+    """And not when the garbage collector comes by, which it does seldom where little garbage holds much memory."""
+    engine, made = start(model), []
+    commit = Sequence.commit
+
+    def noted(sequence, logits):
+        made.append(weakref.ref(sequence))
+        return commit(sequence, logits)
+
+    monkeypatch.setattr(Sequence, "commit", noted)
+    monkeypatch.setattr(engine_module.log, "exception", lambda *_: None)  # pytest keeps records, with their frames
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert answer(engine, ask([1, POISON]))[1].reason == "error"
+        assert answer(engine, ask())[1].reason == "length"  # the loop of the engine holds on to the newest alone
+        until(lambda: sum(one() is not None for one in made[:3]) == 0)
+    finally:
+        gc.enable()
 
 
 def test_a_device_that_is_lost_leaves_no_caller_waiting(start, model, monkeypatch):

@@ -86,8 +86,10 @@ def test_rolling_back_forgets_and_a_snapshot_makes_it_cheap(start, tiny, text, n
     assert other == answer(engine, ask([*text[:70], *[5] * 60]))[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "hf/llama"])
 def test_an_exported_session_goes_on_elsewhere(start, tiny, text, name):
+    if name.startswith("hf/"):
+        pytest.importorskip("transformers")
     model = tiny(name)
     here, there = start(model, **SETTINGS), start(model, **SETTINGS)
     one = do(here, lambda s: s.create())
