@@ -120,8 +120,11 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more, and cut short what an old model still does."""
+        """Look no more; an old model may finish what it does."""
         self._stopping.set()
+
+    def end(self) -> None:
+        """Cut short what an old model still does."""
         if (old := self._old) is not None:
             old.engine.close()
         self._thread.join(_JOIN_S)

@@ -144,6 +144,7 @@ class HFAMiner:
                 drain_s = settings.server.deadline_s
                 watcher = Watcher(loader, service, interval_s=settings.watch_s, drain_s=drain_s)
                 watcher.start()
+                ending.callback(watcher.end)
                 resources.callback(watcher.stop)
             self._service, self._server, self._statistics = service, server, statistics
             self._resources = resources.pop_all()
