@@ -32,7 +32,10 @@ def serve(cfg: DictConfig) -> None:
     """Load and serve until told to stop."""
     values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     from hfa.config import from_mapping
+    from hfa.serving.memory import share_arenas
     from hfa.serving.miner import MinerConfig
+
+    share_arenas()  # before there are threads, of the whole process
 
     values["checkpoint"] = _downloaded(values["checkpoint"], Path(values["checkpoint_root"]).expanduser())
     config = from_mapping(MinerConfig, values, "")

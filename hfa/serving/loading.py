@@ -12,6 +12,7 @@ from typing import NamedTuple
 from hfa import checkpoint
 from hfa.errors import CheckpointError, ConfigError, HFAError
 from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling
+from hfa.serving.memory import give_back
 from hfa.serving.service import Served, Service
 
 log = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ class Watcher:
         if self._old is not None:
             self._old.engine.close(self._drain_s)
         self._old = None
+        give_back()
 
 
 def _warm_up(engine: Engine, name: str) -> None:
