@@ -72,12 +72,17 @@ def run(task: Callable[[], Any]) -> int:
             traceback.print_exc()
         else:
             sys.stderr.write(f"{said}\n")
-        return CRASHED if said is None and not isinstance(error, OSError) else _code(error)
+        return CRASHED if said is None and not _is_systems(error) else _code(error)
     return 0
 
 
+def _is_systems(error: Exception) -> bool:
+    """Whether the system said so; some of Hydra's errors are OSErrors, too."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 def _code(error: Exception) -> int:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and _is_systems(error):
         return LATER if error.errno in _PASSING else CRASHED if error.filename is None else 2
     return {"NotRegisteredError": 1, "ChainAwayError": LATER}.get(type(error).__name__, 2)
 

@@ -288,6 +288,8 @@ class Engine:
         self._thread.join(_JOIN_S)
         if self._thread.is_alive():
             log.warning("%s is still in a step after %g s; its thread is left behind", self.name, _JOIN_S)
+        else:
+            self._pool.release()  # now, and not when the garbage collector comes by
 
     def _loop(self) -> None:
         if self._threads:

@@ -121,6 +121,10 @@ class StatePool:
         stored = [part for store in self.copy(pages) for part in store] if pages else []
         return all(bool(x.isfinite().all()) for x in (*recurrent, *stored))
 
+    def release(self) -> None:
+        """Let go of the memory of all pages, in which nothing will run any more."""
+        self._stores = []
+
     def copy(self, pages: Sequence[int]) -> list[list[Tensor]]:
         """What stands in some pages, of each memory for each of its pools."""
         return [[pool[list(pages)] for pool in store] for store in self._stores]

@@ -111,7 +111,9 @@ def check_answer(answer: list[TokenEvent], model: LanguageModel, request: Genera
     tokens, logprobs = lone(model, request)
     assert [event.token for event in answer] == tokens[: len(answer)]
     found = [event.logprobs.logprob for event in answer]
-    assert found == pytest.approx(logprobs[: len(answer)], abs=2e-4)
+    assert found == pytest.approx(
+        logprobs[: len(answer)], abs=1e-3
+    )  # rounding grows with the weights, which are loud here
 
 
 def check_empty(engine: Engine) -> None:
