@@ -106,7 +106,8 @@ def test_the_whole_api_by_its_own_description(start, mode):
                 request.headers.update(signature)
                 answer = session.send(request, timeout=60)
                 seen[answer.status_code] += 1
-                assert answer.status_code < 500, answer.text
+                late = answer.status_code == 504 and b"deadline_s" in body  # it asked for an answer in no time
+                assert answer.status_code < 500 or late, answer.text
                 assert signature or len(answer.content) < 300 or answer.status_code == 200
 
         with suppress(Unsatisfiable):  # there is no wrong way to GET a path without parameters
