@@ -18,7 +18,7 @@ from hfa.serving.service import Served, Service
 log = logging.getLogger(__name__)
 
 _NEWEST = ("latest", "best")
-_JOIN_S = 5.0  # what a look that is under way gets to end, before the drain begins
+_JOIN_S = 5.0  # what a look that is under way gets to end, after the drain
 
 
 class Source(NamedTuple):

@@ -17,7 +17,7 @@ def share_arenas() -> None:
 
 
 def give_back() -> None:
-    """Return what is free to the system, after something large was let go; takes a tenth of a second."""
+    """Return what is free to the system, after something large was let go."""
     gc.collect()  # an engine and its parts refer to each other
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)

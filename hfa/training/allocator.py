@@ -12,7 +12,7 @@ _KEPT_BYTES = 2**31 - 1  # at the end of the heap, the most that mallopt can say
 def keep_freed_memory() -> bool:
     """Have glibc keep 2 GiB of what is freed, large blocks too.
 
-    Else every step maps, clears and unmaps its activations anew: a third of its time in experiment=retention.
+    Else every step maps, clears and unmaps its activations anew.
 
     Returns:
         Whether it will; other C libraries go on as they do.

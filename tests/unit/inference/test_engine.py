@@ -317,6 +317,20 @@ def test_a_failed_request_is_let_go_at_once(start, model, monkeypatch):
         gc.enable()
 
 
+def test_a_closed_engine_lets_its_memory_go_at_once(start, tiny):
+    engine = start(tiny("hfa"))
+    answer(engine, ask())
+    pages = [weakref.ref(pool) for store in engine._pool._stores for pool in store]
+    gc.collect()
+    gc.disable()
+    try:
+        engine.close()
+        assert pages
+        assert all(pool() is None for pool in pages)
+    finally:
+        gc.enable()
+
+
 def test_a_device_that_is_lost_leaves_no_caller_waiting(start, model, monkeypatch):
     engine = start(model)
 
