@@ -109,7 +109,7 @@ class Cell:
         self.subject, self.regime, self.length, self.rounds = subject, regime, length, rounds
         self.tokens = random_tokens(length + 1, seed)
         self.state: Any = None
-        subject.body.train(regime == "train")
+        subject.body.train() if regime == "train" else subject.deploy()
 
     def describe(self) -> Facts:
         """What is true of the model whatever the cell."""

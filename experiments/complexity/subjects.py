@@ -45,6 +45,10 @@ class Subject(ABC):
     def hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Features [1, T, D] of tokens [1, T] that continue `state` (None: nothing came before), and the next state."""
 
+    def deploy(self) -> None:
+        """Do what is done to a model once before it serves."""
+        self.body.eval()
+
     def last_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """`hidden` of the last token at least, however a model comes to it best."""
         return self.hidden(tokens, state)
@@ -93,6 +97,10 @@ class Ours(Subject):
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model, model.embedding.weight, PIECE)
         self.model = model
+
+    def deploy(self) -> None:
+        super().deploy()
+        self.model.pack()
 
     def hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         return self.model.hidden(tokens, state)

@@ -28,7 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
     folder = asked.results or (RESULTS if asked.record else OUTPUTS / "results")
     ledger = Ledger(folder / "cells.jsonl")
     threads(asked.threads)
-    keep_freed_memory()
     if asked.estimate:
         console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))
         return 0
@@ -65,6 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # of the whole process, so not in what a test calls
     try:
         sys.exit(main())
     except HFAError as error:

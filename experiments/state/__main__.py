@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = asked.results or (RESULTS if asked.record else OUTPUTS / "state")
     ledger = Ledger(folder / "trials.jsonl")
     torch.set_num_threads(1)
-    keep_freed_memory()
     for floats in asked.floats:
         for name in asked.models:
             for lr in asked.lrs:
@@ -107,6 +106,7 @@ def best(ledger: Ledger, name: str, floats: int, asked: argparse.Namespace) -> f
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # of the whole process, so not in what a test calls
     try:
         sys.exit(main())
     except HFAError as error:

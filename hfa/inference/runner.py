@@ -46,6 +46,7 @@ class Runner:
 
     def __init__(self, model: LanguageModel, pool: StatePool, dtype: torch.dtype) -> None:
         self.model, self.pool, self.dtype = model, pool, dtype
+        self._packed = model.pack(dtype)
         self._rows: list[Row] = []  # the batch, in the order of
         self._batch: list[Tensor] = []  # its tensors of constant size, each [B, ...]
 
@@ -183,11 +184,12 @@ class Runner:
             return Output(sequence, error=error)
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:
-        if self.dtype == torch.float32:
+        if self._packed or self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def _move_to_cpu(self) -> None:
         self.model.to(CPU)
+        self._packed = self.model.pack(self.dtype)
         self.pool.move_to_cpu()
         self._batch = [x.to(CPU) for x in self._batch]

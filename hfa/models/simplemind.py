@@ -14,9 +14,9 @@ from hfa.models.base import Mixer, ModelConfig
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
 from hfa.nn.norm import RMSNorm
-from hfa.ops.fused import decodes
+from hfa.ops.fused import pays
 from hfa.ops.routing import FASTEST_DECAY, RoutedWeights, Routing, routed_layer_step, routed_scan, routes
-from hfa.ops.simd import WIDTH, tracked
+from hfa.ops.simd import WIDTH, suits, tracked
 
 
 @config
@@ -129,7 +129,7 @@ class RoutedChannels(Mixer):
     def forward(self, x: Tensor, state: RoutedState, last: int | None = None) -> tuple[Tensor, RoutedState]:
         if x.shape[1] == 1:
             weights = self._weights()
-            if weights and not tracked(x, *state, *weights) and decodes(x, *state, *weights[:-1]):
+            if weights and not tracked(x, *state, *weights) and pays(x, *weights[:4]) and suits(*state, *weights[4:7]):
                 y, *after = routed_layer_step(x, *state, weights, self.routing)
                 return y, RoutedState(*after)
         q, k, v, gates, tail = self._mixed(x, state.tail)

@@ -202,6 +202,7 @@ def evaluate_model(
     found = Evaluation({}, {}, Recall(depth_bins), {})
     training = model.training
     model.eval()
+    model.pack()
     for length in sorted(lengths):
         together = max(1, min(batch_size, _SIDE_BY_SIDE // length))
         for name, part in source.at_length(length).parts().items():

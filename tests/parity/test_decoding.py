@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from hfa.config import from_node
+from hfa.models import LanguageModel, ModelConfig
 from hfa.models.anchor import Anchor
 from hfa.models.base import Block
 from hfa.models.flow import Flow
 from hfa.models.hfa import HFAConfig
 from hfa.nn.linear import Linear
 from hfa.nn.mlp import SwiGLU
+from hfa.ops.fused import packs
+from hfa.ops.fused.packed import packed
 
+SMALL = {"vocab_size": 300, "d_model": 128, "num_heads": 2, "d_ff": 256}
 CONF = Path(__file__).parents[2] / "conf" / "model" / "hfa.yaml"
 
 
@@ -119,3 +124,47 @@ def test_anchor_layer(rows: int, heads: int, memory_heads: int, conv_width: int)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     for ours, theirs in zip((*state[2:], *state.lookup[:2]), (*final[2:], *final.lookup[:2]), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+class Sizes(NamedTuple):
+    rows: int
+    tokens: int
+
+
+@pytest.mark.parametrize("name", ["hfa", "simplemind", "transformer", "hybrid"])
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("sizes", [Sizes(1, 300), Sizes(5, 20), Sizes(40, 6)], ids=str)
+def test_packed_weights(
+    name: str, dtype: torch.dtype, share: float, sizes: Sizes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt and a step of a model, in few rows and many; weights that change are used as they are from then on."""
+    if not packs(dtype):
+        pytest.skip("not on this processor")
+    monkeypatch.setattr("hfa.ops.fused.packed._LEAST", 1)
+    torch.manual_seed(0)
+    model = small(name)
+    tokens = torch.randint(model.config.vocab_size, sizes)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        logits, state = model(tokens)
+        return logits, model.step(tokens[:, 0], state)[0]
+
+    plain = run()
+    assert model.pack(dtype)
+    found = run()
+    for ours, wanted in zip(found, plain, strict=True):
+        assert (ours - wanted).abs().max() <= share * wanted.abs().max()
+    if dtype == torch.bfloat16:
+        assert not torch.equal(found[1], plain[1])
+    for weight in model.parameters():
+        weight.mul_(0.5)
+    changed = run()
+    assert packed(model.embedding.weight) is None
+    monkeypatch.setattr("hfa.ops.fused.packed._packed", {})
+    assert all(map(torch.equal, changed, run()))
+
+
+def small(name: str) -> LanguageModel:
+    merged = OmegaConf.create({"model": OmegaConf.merge(OmegaConf.load(CONF.with_name(f"{name}.yaml")), SMALL)})
+    node = OmegaConf.to_container(merged, resolve=True)["model"]
+    return from_node(node, "model", ModelConfig).build().eval()

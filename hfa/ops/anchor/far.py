@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hfa.ops.simd import WIDTH, load, splat, store, total
+from hfa.ops.simd import WIDTH, exponential, load, splat, store, total
 
 Array = np.ndarray[Any, Any]
 
@@ -68,10 +68,11 @@ def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, gr
     """What `join` does, for float32 and a width in whole vectors: q, k, v and out are addresses, all contiguous."""
     heads, length = lse.shape
     group, row = heads // groups, groups * width
-    weights = np.empty(chosen.shape[1], np.float32)
+    weights = np.empty(chosen.shape[1] + WIDTH, np.float32)  # whole vectors of them
+    weighed = weights.ctypes.data
     for t in range(length):
         count = 0
-        while count < len(weights) and chosen[t, count] >= 0:
+        while count < chosen.shape[1] and chosen[t, count] >= 0:
             count += 1
         if count == 0:
             continue
@@ -85,19 +86,26 @@ def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, gr
                     product = product + load(q, query + x) * load(k, key + x)
                 weights[i] = total(product)
                 top = max(top, weights[i])
+            weights[count : count + WIDTH] = np.float32(-1e30)  # exp of it is 0
+            whole, highest = splat(0.0), splat(top)
+            for i in range(0, count, WIDTH):
+                weight = exponential(load(weighed, i) - highest)
+                store(weighed, i, weight)
+                whole = whole + weight
             kept = np.float32(math.exp(lse[head, t] - top))
-            whole = kept
-            for i in range(count):
-                gap = weights[i] - top
-                weights[i] = np.float32(math.exp(gap)) if gap > _NOTHING else np.float32(0)
-                whole += weights[i]
+            everything = kept + total(whole)
             for x in range(0, width, WIDTH):
-                read = load(out, query + x) * splat(kept)
-                for i in range(count):
-                    value = np.intp(chosen[t, i]) * row + memory
-                    read = read + splat(weights[i]) * load(v, value + x)
-                store(out, query + x, read * splat(np.float32(1) / whole))
-            lse[head, t] = top + math.log(whole)
+                s0, s1, s2, s3 = load(out, query + x) * splat(kept), splat(0.0), splat(0.0), splat(0.0)
+                at = memory + x
+                for i in range(0, count - 3, 4):
+                    s0 = s0 + splat(weights[i]) * load(v, np.intp(chosen[t, i]) * row + at)
+                    s1 = s1 + splat(weights[i + 1]) * load(v, np.intp(chosen[t, i + 1]) * row + at)
+                    s2 = s2 + splat(weights[i + 2]) * load(v, np.intp(chosen[t, i + 2]) * row + at)
+                    s3 = s3 + splat(weights[i + 3]) * load(v, np.intp(chosen[t, i + 3]) * row + at)
+                for i in range(count // 4 * 4, count):
+                    s0 = s0 + splat(weights[i]) * load(v, np.intp(chosen[t, i]) * row + at)
+                store(out, query + x, ((s0 + s1) + (s2 + s3)) * splat(np.float32(1) / everything))
+            lse[head, t] = top + math.log(everything)
 
 
 @njit(nogil=True, cache=True, fastmath=True)

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
+from hfa.ops.fused.packed import packed, packed_product
 from hfa.ops.simd import WIDTH, load, prefetch, put, splat, suits, total, tracked
 
 _FEW = 10  # vectors; for more, torch's blocked product is faster
+_FEW_OF_PACKED = 3  # for more, the product with a packed matrix is
 _MANY = 96  # vectors, up to which it is faster the other way round, with the matrix as its left side
 _STREAMS = 4  # parts of the matrix that are read at once: the processor fetches ahead in each of them
 _AHEAD = 256  # floats; it does not do so across the end of a memory page
@@ -23,19 +25,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: [N, D].
         bias: [N].
     """
-    if tracked(x, weight, bias) or x.shape[-1] != weight.shape[1] or not are_few(x, weight):
+    if tracked(x, weight, bias) or x.shape[-1] != weight.shape[1] or not pays(x, weight):
         return F.linear(x, weight, bias)  # which says so where widths differ
     y = product(x.reshape(-1, x.shape[-1]).contiguous(), weight).view(*x.shape[:-1], len(weight))
     return y if bias is None else y.add_(bias)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """``x W^T`` for x [M, D] and W [N, D], contiguous float32 on the CPU, with one thread, by what is fastest."""
-    if not decodes(x, weight):
-        return turned(torch.mm(weight, x.t()))
-    y = x.new_empty(len(x), len(weight))
-    products(x.data_ptr(), weight.data_ptr(), y.data_ptr(), len(x), *weight.shape)
-    return y
+    """``x W^T`` for x [M, D] and W [N, D] that `pays` is true of, by what is fastest."""
+    if decodes(x, weight):
+        y = x.new_empty(len(x), len(weight))
+        products(x.data_ptr(), weight.data_ptr(), y.data_ptr(), len(x), *weight.shape)
+        return y
+    matrix = packed(weight)
+    return turned(torch.mm(weight, x.t())) if matrix is None else packed_product(x, matrix)
 
 
 def turned(y: Tensor) -> Tensor:
@@ -43,16 +46,26 @@ def turned(y: Tensor) -> Tensor:
     return y.t().contiguous()
 
 
-def are_few(x: Tensor, *weights: Tensor) -> bool:
-    """Whether x [..., D] is a batch that decodes or a piece of a prompt, and it and the weights suit `product`."""
+def pays(x: Tensor, *weights: Tensor) -> bool:
+    """Whether `product` is faster than torch's own for x [..., D] and these weights, and they suit it."""
+    if not suits(x, *weights) or not all(map(Tensor.is_contiguous, weights)):
+        return False
     few = x.numel() <= _MANY * x.shape[-1] and torch.get_num_threads() == 1
-    return few and suits(x, *weights) and all(map(Tensor.is_contiguous, weights))
+    return few or all(packed(weight) is not None for weight in weights)
 
 
 def decodes(x: Tensor, *weights: Tensor) -> bool:
-    """Whether x [..., D] is so few vectors that the kernel is for them, and they and the weights suit it."""
-    few = x.numel() <= _FEW * x.shape[-1] and torch.get_num_threads() == 1
-    return few and suits(x, *weights) and all(map(Tensor.is_contiguous, weights))
+    """Whether x [..., D] is so few vectors that the kernel is for them, and they and the weights suit it.
+
+    A model's weights are all packed alike: the first is looked at.
+    """
+    count = x.numel() // x.shape[-1]
+    if count > _FEW or torch.get_num_threads() > 1:
+        return False
+    matrix = packed(weights[0])
+    if matrix is not None and (count > _FEW_OF_PACKED or matrix.dtype != x.dtype):
+        return False
+    return suits(x, *weights) and all(map(Tensor.is_contiguous, weights))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from hfa.ops.fused.linear import decodes, products
 from hfa.ops.fused.norm import normalise
+from hfa.ops.fused.packed import packed, packed_product
 from hfa.ops.simd import WIDTH, first, load, one, put, sigmoid, store, tracked
 
 _PIECE = 1024  # tokens: enough to keep the matrix unit busy, few enough that their activations stay in cache
+_PACKED_PIECE = 256  # enough with packed weights
 
 
 def swiglu_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -29,7 +31,7 @@ def swiglu_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 
 
 def feed_forward_step(x: Tensor, mixed: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """``z + swiglu_mlp(rms_norm(z))`` of ``z = x + mixed``, for a few tokens and without gradients.
+    """``z + swiglu_mlp(rms_norm(z))`` of ``z = x + mixed``, without gradients, for what `pays` is true of.
 
     Args:
         x, mixed: [..., D], contiguous.
@@ -37,7 +39,7 @@ def feed_forward_step(x: Tensor, mixed: Tensor, norm: Tensor, gate_up: Tensor, d
         gate_up, down: those of `swiglu_mlp`.
     """
     d, width, rows = x.shape[-1], down.shape[1], x.numel() // x.shape[-1]
-    if not decodes(x, norm, gate_up, down):
+    if not decodes(x, gate_up, down, norm):
         return _step_of_many(x, mixed, norm, gate_up, down)
     y, scratch = x.new_empty(x.shape), x.new_empty(rows * (max(d, 2 * width) + max(d, width)))
     tensors = (x, mixed, norm, gate_up, down, scratch, y)
@@ -46,12 +48,19 @@ def feed_forward_step(x: Tensor, mixed: Tensor, norm: Tensor, gate_up: Tensor, d
 
 
 def _step_of_many(x: Tensor, mixed: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """The same by torch's products, a column for each token, so that nothing wide is ever transposed."""
     z = x + mixed
     flat = z.view(-1, z.shape[-1])
     normed = torch.empty_like(flat)
     normalise(z.data_ptr(), norm.data_ptr(), 0, normed.data_ptr(), *flat.shape, 1e-6)
-    both = torch.mm(gate_up, normed.t())
+    gate_up_packed, down_packed = packed(gate_up), packed(down)
+    if gate_up_packed is not None and down_packed is not None:
+        hidden = x.new_empty(min(_PACKED_PIECE, len(flat)), down.shape[1])
+        for part, into in zip(normed.split(_PACKED_PIECE), flat.split(_PACKED_PIECE), strict=True):
+            both, rows = packed_product(part, gate_up_packed), len(part)
+            _swiglu(both.data_ptr(), hidden.data_ptr(), rows, down.shape[1])
+            into += packed_product(hidden[:rows], down_packed)
+        return z
+    both = torch.mm(gate_up, normed.t())  # a column for each token, so that nothing wide is ever transposed
     hidden = both[: len(both) // 2]
     _swiglu_in_place(both.data_ptr(), hidden.numel())
     return z.add_(torch.mm(down, hidden).t().view(z.shape))

@@ -9,7 +9,7 @@ from numba import njit
 from torch import Tensor
 
 from hfa.ops.fused.conv import convolve, shift
-from hfa.ops.fused.linear import products
+from hfa.ops.fused.linear import decodes, product, products
 from hfa.ops.fused.norm import normalise
 from hfa.ops.routing.recurrent import GATES, Routing, routed_step
 from hfa.ops.routing.threshold import ROUTERS
@@ -47,39 +47,50 @@ def routed_layer_step(
     batch, heads, count, width = channels.shape
     y, new_channels, new_tail = (t.new_empty(t.shape) for t in (x, channels, tail))
     taps, scores = len(weights.conv), heads * count
-    scratch = x.new_empty(batch * (2 * len(weights.project) + (taps + 1) * scores + 3 * heads * width + GATES * heads))
-    tensors = (x.contiguous(), channels.contiguous(), tail.contiguous(), *weights, y, new_channels, new_tail, scratch)
+    x, few, matrices = x.contiguous(), decodes(x, *weights[:4]), weights[:3]
+    if few:
+        products_of = [x.new_empty(batch, len(matrix)) for matrix in matrices]
+    else:  # the matrices are read once for all rows
+        products_of = [product(x[:, 0], matrix) for matrix in matrices]
+    normed = x.new_empty(batch, heads * width)
+    scratch = x.new_empty(batch * (len(weights.project) + (taps + 1) * scores + heads * width))
+    tensors = (
+        x, channels.contiguous(), tail.contiguous(), *weights, *products_of, normed, y, new_channels, new_tail, scratch
+    )  # fmt: skip
     sizes = (batch, heads, count, width, taps)
     options = (ROUTERS.index(routing.router), routing.budget, routing.erase)
-    _step(*(t.data_ptr() for t in tensors), *sizes, *options)
+    _step(*(t.data_ptr() for t in tensors), few, *sizes, *options)
+    if not few:
+        y = product(normed, weights.out)[:, None]
     return y, new_channels, new_tail
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(
     x: int, channels: int, tail: int, project: int, gates: int, out_gate: int, out: int, read_conv: int, conv: int,
-    norm: int, bias: int, y: int, new_channels: int, new_tail: int, scratch: int,
-    batch: int, heads: int, C: int, V: int, taps: int, router: int, budget: int, erase: bool,
+    norm: int, bias: int, projected: int, opened: int, gate: int, normed: int, y: int, new_channels: int, new_tail: int,
+    scratch: int, few: bool, batch: int, heads: int, C: int, V: int, taps: int, router: int, budget: int, erase: bool,
 ) -> None:  # fmt: skip
     D, S, kept = heads * V, heads * C, taps - 1
     W = S + D
     index = np.zeros(C, np.int64)
     weight, decay = np.zeros(C, np.float32), np.zeros(C, np.float32)
-    written = scratch + 4 * batch * W
-    scores, query = written + 4 * batch * W, written + 4 * batch * (W + S)
+    written, scores = scratch, scratch + 4 * batch * W
+    query = scores + 4 * batch * S
     scores_tail = query + 4 * batch * S
     read = scores_tail + 4 * batch * kept * S
-    gate, normed, opened = read + 4 * batch * D, read + 8 * batch * D, read + 12 * batch * D
-    products(x, project, scratch, batch, W, D)
+    if few:
+        products(x, project, projected, batch, W, D)
+        products(x, gates, opened, batch, GATES * heads, D)
+        products(x, out_gate, gate, batch, D, D)
     for c in range(0, S, WIDTH):
         for b in range(batch):
-            store(scores, b * S + c, load(scratch, b * W + c))
+            store(scores, b * S + c, load(projected, b * W + c))
         for j in range(batch * kept):
             store(scores_tail, j * S + c, load(tail, j * W + c))
     convolve(scores, scores_tail, read_conv, query, batch, 1, S, taps, False, 0, WIDTH)
-    convolve(scratch, tail, conv, written, batch, 1, W, taps, False, 0, WIDTH)
-    shift(tail, scratch, new_tail, batch, W, kept)
-    products(x, gates, opened, batch, GATES * heads, D)
+    convolve(projected, tail, conv, written, batch, 1, W, taps, False, 0, WIDTH)
+    shift(tail, projected, new_tail, batch, W, kept)
     for i in range(0, batch * heads * C * V, WIDTH):
         store(new_channels, i, load(channels, i))
     for b in range(batch):
@@ -92,6 +103,6 @@ def _step(
                 opened, GATES * heads * b + h, heads, new_channels, (heads * b + h) * C * V, read, (heads * b + h) * V,
                 C, V, router, budget, erase, index, weight, decay,
             )  # fmt: skip
-    products(x, out_gate, gate, batch, D, D)
     normalise(read, norm, gate, normed, batch * heads, V, 1e-6)
-    products(normed, out, y, batch, D, D)
+    if few:
+        products(normed, out, y, batch, D, D)
