@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 
 from experiments.serving.bench import Stream, build, listen, prompt, quantile, request, serving, together
@@ -116,14 +115,16 @@ def gap(sizes: Facts, say: Say) -> Facts:
 
 
 def overhead(sizes: Facts, say: Say) -> Facts:
-    """What scheduling, sampling, text and HTTP add to the model's time, eight streams over a signed connection.
+    """What scheduling, sampling, text and HTTP add to the model's time, eight streams over signed connections.
 
     The model's time is that of its steps when the same prompts are given to the engine and nobody listens; what is
-    compared with it is the time from one step's beginning to the next one's, while all stream over HTTP.
+    compared with it is the time from one step's beginning to the next one's, while all stream to another
+    process over HTTP.
     """
+    from experiments.serving import caller
     from experiments.serving.world import miner
 
-    with tempfile.TemporaryDirectory() as folder, miner(Path(folder), "hfa") as (running, client):
+    with tempfile.TemporaryDirectory() as folder, miner(Path(folder), "hfa") as (running, call):
         served = running.models["hfa"]
         engine, count = served.engine, sizes["requests"]
         steps: list[tuple[float, float, int]] = []
@@ -136,22 +137,10 @@ def overhead(sizes: Facts, say: Say) -> Facts:
             return out
 
         engine._runner.model.step = timed
-        texts = [f"{number} " + "word " * 64 for number in range(count)]
-
-        async def one(http: httpx.AsyncClient, text: str) -> None:
-            body = {"prompt": text, "max_tokens": sizes["new"], "stream": True, "temperature": 0}
-            async with http.stream("POST", "/v1/generate", json=body) as response:
-                assert response.status_code == 200, await response.aread()
-                async for _ in response.aiter_lines():
-                    continue
-
-        async def main() -> None:
-            async with client() as http:
-                await asyncio.gather(*(one(http, text) for text in texts))
 
         def unheard() -> None:
-            for text in texts:
-                engine.submit(request(served.tokenizer.encode(text), sizes["new"]))
+            for number in range(count):
+                engine.submit(request(served.tokenizer.encode(caller.prompt(number)), sizes["new"]))
             while engine.load().running + engine.load().waiting:
                 time.sleep(0.05)
 
@@ -162,7 +151,7 @@ def overhead(sizes: Facts, say: Say) -> Facts:
             unheard()
             model_s = statistics.median(end - begin for begin, end, batch in steps if batch == count)
             steps.clear()
-            asyncio.run(main())
+            call(count, sizes["new"])
             pairs = itertools.pairwise(steps)
             period_s = statistics.median(after[0] - one[0] for one, after in pairs if one[2] == after[2] == count)
             rows.append({"model_s": model_s, "period_s": period_s, "share": period_s / model_s - 1})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import hydra
 import yaml
 from omegaconf import OmegaConf
@@ -20,7 +21,6 @@ from hfa.config import from_mapping
 from hfa.data.tokenizers.bpe import BPEConfig
 from hfa.network.base import WalletConfig
 from hfa.network.bittensor import create_hotkey
-from hfa.network.client import BittensorAuth
 from hfa.network.local import LocalNetworkConfig
 from hfa.serving.miner import HFAMiner, MinerConfig
 
@@ -43,8 +43,9 @@ def artifacts(root: Path, *names: str) -> None:
 
 
 @contextlib.contextmanager
-def miner(folder: Path, *names: str) -> Iterator[tuple[HFAMiner, Callable[[], httpx.AsyncClient]]]:
-    """A miner that serves these models, and what makes a client that may call it."""
+def miner(folder: Path, *names: str) -> Iterator[tuple[HFAMiner, Callable[[int, int], None]]]:
+    """A miner that serves these models, and what has callers of another process ask it: how many, for how many
+    tokens."""
     artifacts(folder / "outputs", *names)
     values = yaml.safe_load((CONF.parent / "network" / "local.yaml").read_text())
     values.pop("_target_")
@@ -74,8 +75,9 @@ def miner(folder: Path, *names: str) -> Iterator[tuple[HFAMiner, Callable[[], ht
     with HFAMiner(config) as running:
         receiver = network.build(WalletConfig(name="miner", hotkey="default", path=network.wallet_path)).hotkey
 
-        def client() -> httpx.AsyncClient:
-            auth = BittensorAuth(signer, receiver)
-            return httpx.AsyncClient(base_url=running.url, auth=auth, timeout=600, trust_env=False)
+        def call(count: int, tokens: int) -> None:
+            said = [running.url, receiver, str(network.wallet_path), str(count), str(tokens)]
+            command = [sys.executable, "-m", "experiments.serving.caller", *said]
+            subprocess.run(command, cwd=_ROOT, env=environment(), check=True)
 
-        yield running, client
+        yield running, call

@@ -21,7 +21,7 @@ from hfa.config import Config, NonNegativeInt, PositiveInt, config
 from hfa.errors import ConfigError, RequestError
 from hfa.inference.device import choose_device, is_device_name, place
 from hfa.inference.disk import CheckpointFolder, Origin
-from hfa.inference.generation import Generation
+from hfa.inference.generation import Generation, woken_together
 from hfa.inference.pool import StatePool
 from hfa.inference.prefix import PrefixTree
 from hfa.inference.request import FinishReason, GenerationRequest
@@ -319,9 +319,11 @@ class Engine:
         with self._changed:
             plan = self._scheduler.schedule()
         self._settle(plan)
-        for output in self._runner.run(plan):
-            self._keep(output.sequence)
-            self._commit(output)
+        outputs = self._runner.run(plan)
+        with woken_together():
+            for output in outputs:
+                self._keep(output.sequence)
+                self._commit(output)
 
     def _answer_calls(self) -> None:
         """Do what was asked of the sessions."""

@@ -4,11 +4,60 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from functools import partial
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from hfa.inference.request import Event, FinishEvent
+
+
+class _Listener(NamedTuple):
+    """Who waits for an event."""
+
+    generation: Generation
+    loop: asyncio.AbstractEventLoop
+    arrived: asyncio.Event
+
+
+class _Held(threading.local):
+    """Listeners that a thread wakes later."""
+
+    listeners: list[_Listener] | None = None
+
+
+_held = _Held()
+
+
+@contextmanager
+def woken_together() -> Iterator[None]:
+    """Wake whoever listens to what this thread pushes at the end, all of an event loop at once.
+
+    Else each waking would hand Python's lock to the loop, and the engine would wait for it between any two streams.
+    """
+    listeners = _held.listeners = []
+    try:
+        yield
+    finally:
+        _held.listeners = None
+        _wake(listeners)
+
+
+def _wake(listeners: list[_Listener]) -> None:
+    by_loop = defaultdict(list)
+    for listener in listeners:
+        by_loop[listener.loop].append(listener)
+    for loop, waiting in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_arrived, waiting)
+        except RuntimeError:  # the listeners' loop is closed: nobody will read this
+            for listener in waiting:
+                listener.generation.cancel()
+
+
+def _arrived(listeners: list[_Listener]) -> None:
+    for listener in listeners:
+        listener.arrived.set()
 
 
 class Generation:
@@ -25,7 +74,7 @@ class Generation:
         self._lock = threading.Lock()
         self._events: deque[Event] = deque()
         self.num_given = 0  # tokens that were handed out
-        self._wake: Callable[[], None] | None = None
+        self._listener: _Listener | None = None
         self._cancelled = False
         self._finished = False
 
@@ -47,9 +96,13 @@ class Generation:
         """Add an event, from any thread."""
         with self._lock:
             self._events.append(event)
-            wake, self._wake = self._wake, None
-        if wake is not None:
-            wake()
+            listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        if _held.listeners is None:
+            _wake([listener])
+        else:
+            _held.listeners.append(listener)
 
     def __aiter__(self) -> AsyncGenerator[Event]:
         return self.events()
@@ -77,11 +130,5 @@ class Generation:
                     if not self._cancelled:
                         self.num_given += 1
                         return event
-                self._wake = partial(self._notify, loop, arrived)
+                self._listener = _Listener(self, loop, arrived)
             await arrived.wait()
-
-    def _notify(self, loop: asyncio.AbstractEventLoop, arrived: asyncio.Event) -> None:
-        try:
-            loop.call_soon_threadsafe(arrived.set)
-        except RuntimeError:  # the listener's loop is closed: nobody will read this
-            self.cancel()

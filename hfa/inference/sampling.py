@@ -82,12 +82,14 @@ def sample(
         ValueError: logits that are no distribution (NaN, +inf, or all -inf): the model has failed.
     """
     logits = logits.detach().to("cpu", torch.float32)
-    if not math.isfinite(logits.max().item()):
+    likeliest = int(np.argmax(logits.numpy()))  # NaN is greater than all; torch's own takes ten times as long
+    if not math.isfinite(logits[likeliest]):
         raise ValueError("the logits are not finite")
     if sampling.penalises:
         logits = penalised(logits, sampling, prompt, answer)
+        likeliest = int(np.argmax(logits.numpy()))
     if sampling.temperature == 0:
-        return int(np.argmax(logits.numpy()))  # torch's own takes ten times as long
+        return likeliest
     return int(torch.multinomial(probabilities(logits, sampling), 1, generator=generator))
 
 

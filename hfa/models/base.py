@@ -195,11 +195,11 @@ class LanguageModel(nn.Module):
         Returns:
             Whether products are of that type from now on; it depends on the processor.
         """
-        if not self.embedding.weight.is_cpu or not packs(dtype):
+        weights = [part.weight for part in self.modules() if isinstance(part, Linear)]  # else they are a package's own
+        if not weights or not weights[0].is_cpu or not packs(dtype):
             return False
-        for part in self.modules():
-            if isinstance(part, Linear):
-                pack(part.weight, dtype)
+        for weight in weights:
+            pack(weight, dtype)
         pack(self.embedding.weight)
         return True
 

@@ -179,9 +179,6 @@ class HFModel(LanguageModel):
     def head(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embedding.weight)
 
-    def pack(self, dtype: torch.dtype = torch.float32) -> bool:
-        return False  # the body's products are the package's own
-
     def init_state(self, batch_size: int) -> HFState:
         length = torch.zeros(batch_size, dtype=torch.long, device=self.embedding.weight.device)
         return HFState(length, self.shell.empty(batch_size))
