@@ -47,23 +47,35 @@ def concurrent(sizes: Facts, say: Say) -> Facts:
 
 
 def decode(sizes: Facts, say: Say) -> Facts:
-    """Tokens a second while all requests decode together, after prompts of 512 tokens."""
+    """Tokens a second while all requests decode together, after prompts of 512 tokens, in two types of products."""
+    kinds = {kind: decode_in(kind, sizes, say) for kind in sizes["dtypes"]}
+    first = kinds[sizes["dtypes"][0]]
+    best = max(kind["tokens_per_s"]["hfa"] for kind in kinds.values())
+    rival = max(kind["tokens_per_s"]["generate"] for kind in kinds.values())
+    ratios = {name: first[name] for name in ("over_loop", "over_generate")}
+    return {**kinds, **ratios, "best_over_best": best / rival}
+
+
+def decode_in(kind: str, sizes: Facts, say: Say) -> Facts:
+    """`decode` with products of one type, for the peer as for us; its `generate` once, since its prompts take long."""
     count, length, new = sizes["requests"], sizes["prompt"], sizes["new"]
-    peer = Peer(sizes["peer"])
-    ours, theirs = [], []
-    with serving(build("hfa"), "hfa", max_concurrent=count) as engine:
+    peer = Peer(sizes["peer"], getattr(torch, kind))
+    rows: dict[str, list[float]] = {"hfa": [], "loop": [], "generate": []}
+    with serving(build("hfa"), "hfa", max_concurrent=count, dtype=kind) as engine:
         asyncio.run(together(engine, [request(prompt(40, 1), 2) for _ in range(count)]))
         for turn in range(sizes["rounds"]):
             prompts = [prompt(length, 5000 * (turn + 1) + number) for number in range(count)]
             streams = asyncio.run(together(engine, [request(one, new) for one in prompts]))
             begin, end = max(s.tokens[0] for s in streams), min(s.tokens[-1] for s in streams)
-            inside = sum(begin < at <= end for s in streams for at in s.tokens)
-            ours.append(inside / (end - begin))
-            run = peer.loop(torch.tensor(prompts), sizes["peer_new"])
-            theirs.append(count * (sizes["peer_new"] - 1) / run.decode_s)
-            say(f"round {turn + 1}: hfa {ours[-1]:.0f} tokens/s, {sizes['peer']} {theirs[-1]:.0f} tokens/s")
-    middle, other = statistics.median(ours), statistics.median(theirs)
-    return {"hfa": ours, "peer": theirs, "tokens_per_s": {"hfa": middle, "peer": other}, "over_peer": middle / other}
+            rows["hfa"].append(sum(begin < at <= end for s in streams for at in s.tokens) / (end - begin))
+            runs = {"loop": peer.loop} if turn else {"loop": peer.loop, "generate": peer.generate}
+            for name, run in runs.items():
+                seconds = run(torch.tensor(prompts), sizes["peer_new"]).decode_s
+                rows[name].append(count * (sizes["peer_new"] - 1) / seconds)
+            say(f"{kind}, round {turn + 1}: " + ", ".join(f"{k} {v[-1]:.0f} tokens/s" for k, v in rows.items()))
+    middle = {name: statistics.median(values) for name, values in rows.items()}
+    ratios = {f"over_{name}": middle["hfa"] / middle[name] for name in ("loop", "generate")}
+    return {"rounds": rows, "tokens_per_s": middle, **ratios}
 
 
 def session(sizes: Facts, say: Say) -> Facts:
@@ -206,9 +218,18 @@ PARTS: dict[str, Callable[[Facts, Say], Facts]] = {
     "ready": ready,
     "load": load,
 }
+DTYPES = ["float32", "bfloat16"]  # of the matrix products
 FULL: dict[str, Facts] = {
     "concurrent": {"requests": 32, "prompt": 512, "new": 64, "rounds": 3, "generate_rounds": 1, "peer": "xlstm"},
-    "decode": {"requests": 32, "prompt": 512, "new": 96, "peer_new": 33, "rounds": 3, "peer": "xlstm"},
+    "decode": {
+        "requests": 32,
+        "prompt": 512,
+        "new": 96,
+        "peer_new": 33,
+        "rounds": 3,
+        "peer": "xlstm",
+        "dtypes": DTYPES,
+    },
     "session": {"tokens": 65536, "rounds": 5},
     "gap": {"tokens": 99_000, "idle_tokens": 512},
     "overhead": {"requests": 8, "new": 128, "rounds": 3},
@@ -217,7 +238,15 @@ FULL: dict[str, Facts] = {
 }
 QUICK: dict[str, Facts] = {
     "concurrent": {"requests": 8, "prompt": 128, "new": 16, "rounds": 1, "generate_rounds": 1, "peer": "xlstm"},
-    "decode": {"requests": 8, "prompt": 64, "new": 32, "peer_new": 9, "rounds": 1, "peer": "xlstm"},
+    "decode": {
+        "requests": 8,
+        "prompt": 64,
+        "new": 32,
+        "peer_new": 9,
+        "rounds": 1,
+        "peer": "xlstm",
+        "dtypes": DTYPES,
+    },
     "session": {"tokens": 4096, "rounds": 2},
     "gap": {"tokens": 4096, "idle_tokens": 64},
     "overhead": {"requests": 8, "new": 48, "rounds": 1},

@@ -24,11 +24,12 @@ class Peer:
 
     Args:
         name: of its file there.
+        dtype: of its weights.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(0)
-        self.model: Any = our_config(f"hf/{name}").build().eval()
+        self.model: Any = our_config(f"hf/{name}").build().eval().to(dtype)
 
     @torch.inference_mode()
     def loop(self, tokens: Tensor, count: int) -> Run:
@@ -56,9 +57,22 @@ class Peer:
         causal = transformers.AutoModelForCausalLM.from_config(self.model.body.config)
         base = causal.base_model_prefix
         setattr(causal, base, self.model.body)
-        causal.eval()
+        causal.eval().to(self.model.embedding.weight.dtype)
+        steps: list[float] = []
+
+        def note(_: Tensor, logits: Tensor) -> Tensor:
+            steps.append(time.perf_counter())
+            return logits
+
         began = time.perf_counter()
-        out = causal.generate(tokens, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
-        total = time.perf_counter() - began
+        out = causal.generate(
+            tokens,
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+            logits_processor=transformers.LogitsProcessorList([note]),
+        )
+        end = time.perf_counter()
         assert out.shape[1] == tokens.shape[1] + count
-        return Run(total, float("nan"), float("nan"))
+        return Run(end - began, steps[0] - began, end - steps[0])

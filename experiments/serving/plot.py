@@ -9,7 +9,9 @@ from typing import Any
 CLAIMS: tuple[tuple[str, str, str, float, bool], ...] = (
     ("32 requests, total time over the peer's generate", "concurrent", "over_generate", 0.65, False),
     ("the same over the peer's fastest loop, which users would have to write", "concurrent", "over_loop", 1.0, False),
-    ("batch decode, tokens/s over the peer's", "decode", "over_peer", 2.0, True),
+    ("batch decode, tokens/s over the peer's generate, float32", "decode", "over_generate", 2.0, True),
+    ("the same over the peer's fastest loop, float32", "decode", "over_loop", 1.0, True),
+    ("batch decode, the faster of float32 and bfloat16 for either", "decode", "best_over_best", 2.0, True),
     ("second turn of a session, share of the cold first token", "session", "share_of_cold", 0.02, False),
     ("p99 gap beside a long prompt, over alone", "gap", "over_alone", 3.0, False),
     ("time that is not the model's, eight streams over HTTP", "overhead", "share", 0.05, False),

@@ -56,4 +56,4 @@ def test_an_unknown_part_is_named(capsys):
 
 def test_the_picture_of_nothing_but_one_part(tmp_path):
     pytest.importorskip("matplotlib")
-    assert plot({"parts": {"decode": {"over_peer": 2.2}}}, tmp_path / "one.png").stat().st_size > 5000
+    assert plot({"parts": {"decode": {"over_generate": 2.2}}}, tmp_path / "one.png").stat().st_size > 5000
