@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -129,9 +129,10 @@ def gap(sizes: Facts, say: Say) -> Facts:
 def overhead(sizes: Facts, say: Say) -> Facts:
     """What scheduling, sampling, text and HTTP add to the model's time, eight streams over signed connections.
 
-    The model's time is that of its steps when the same prompts are given to the engine and nobody listens; what is
-    compared with it is the time from one step's beginning to the next one's, while all stream to another
-    process over HTTP.
+    The model's time is that of its steps when the same prompts are given to the engine and nobody listens. While all
+    stream to another process over HTTP, two things are compared with it: the processor time of the miner outside of the
+    model's steps, and by how much longer than a step it takes from one step's beginning to the next one's. The latter
+    has more in it: waiting for the interpreter's lock, and steps that slow down because the other core is busy.
     """
     from experiments.serving import caller
     from experiments.serving.world import miner
@@ -139,13 +140,13 @@ def overhead(sizes: Facts, say: Say) -> Facts:
     with tempfile.TemporaryDirectory() as folder, miner(Path(folder), "hfa") as (running, call):
         served = running.models["hfa"]
         engine, count = served.engine, sizes["requests"]
-        steps: list[tuple[float, float, int]] = []
+        steps: list[_Step] = []
         step = engine._runner.model.step
 
         def timed(tokens: torch.Tensor, state: Any) -> Any:
-            begin = time.perf_counter()
+            begin, process, thread = time.perf_counter(), time.process_time(), time.thread_time()
             out = step(tokens, state)
-            steps.append((begin, time.perf_counter(), len(tokens)))
+            steps.append(_Step(begin, time.perf_counter() - begin, process, time.thread_time() - thread, len(tokens)))
             return out
 
         engine._runner.model.step = timed
@@ -161,14 +162,30 @@ def overhead(sizes: Facts, say: Say) -> Facts:
         for _ in range(sizes["rounds"]):
             steps.clear()
             unheard()
-            model_s = statistics.median(end - begin for begin, end, batch in steps if batch == count)
+            model_s = statistics.median(one.seconds for one in steps if one.rows == count)
             steps.clear()
             call(count, sizes["new"])
-            pairs = itertools.pairwise(steps)
-            period_s = statistics.median(after[0] - one[0] for one, after in pairs if one[2] == after[2] == count)
-            rows.append({"model_s": model_s, "period_s": period_s, "share": period_s / model_s - 1})
-            say(f"{model_s * 1e3:.1f} ms a step, {period_s * 1e3:.1f} ms from step to step over HTTP")
-    return {"rounds": rows, "share": statistics.median(row["share"] for row in rows)}
+            pairs = [(one, after) for one, after in itertools.pairwise(steps) if one.rows == after.rows == count]
+            period_s = statistics.median(after.begin - one.begin for one, after in pairs)
+            beside_s = statistics.median(after.process - one.process - one.thread_s for one, after in pairs)
+            rows.append({"model_s": model_s, "beside_s": beside_s, "period_s": period_s})
+            said = f"{beside_s * 1e3:.2f} ms of the processor beside it, {period_s * 1e3:.1f} ms from step to step"
+            say(f"{model_s * 1e3:.1f} ms a step, {said}")
+    return {
+        "rounds": rows,
+        "share": statistics.median(row["beside_s"] / row["model_s"] for row in rows),
+        "clock_share": statistics.median(row["period_s"] / row["model_s"] - 1 for row in rows),
+    }
+
+
+class _Step(NamedTuple):
+    """One of the model's, in seconds."""
+
+    begin: float
+    seconds: float
+    process: float  # of the processor, of all threads, when it began
+    thread_s: float  # of the processor, in it
+    rows: int
 
 
 def ready(sizes: Facts, say: Say) -> Facts:

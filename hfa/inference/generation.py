@@ -17,7 +17,7 @@ class _Listener(NamedTuple):
 
     generation: Generation
     loop: asyncio.AbstractEventLoop
-    arrived: asyncio.Event
+    arrived: asyncio.Future[None]
 
 
 class _Held(threading.local):
@@ -57,7 +57,8 @@ def _wake(listeners: list[_Listener]) -> None:
 
 def _arrived(listeners: list[_Listener]) -> None:
     for listener in listeners:
-        listener.arrived.set()
+        if not listener.arrived.done():  # who waited may have been cancelled
+            listener.arrived.set_result(None)
 
 
 class Generation:
@@ -121,7 +122,6 @@ class Generation:
     async def _next(self) -> Event:
         loop = asyncio.get_running_loop()
         while True:
-            arrived = asyncio.Event()
             with self._lock:
                 while self._events:
                     event = self._events.popleft()
@@ -130,5 +130,6 @@ class Generation:
                     if not self._cancelled:
                         self.num_given += 1
                         return event
+                arrived = loop.create_future()
                 self._listener = _Listener(self, loop, arrived)
-            await arrived.wait()
+            await arrived

@@ -19,6 +19,7 @@ from hfa.models.pages import PagedMemory
 from hfa.models.state import State, num_bytes, state_to
 
 _PAGE_SIZE = 64  # tokens of a page, for a model without anchor blocks of a power of two
+_LEAVES: dict[type, type] = {kind: kind for kind in (Memory, Tries, Tensor)}  # what the parts of a state are
 _LONG = 1 << 16  # tokens over which the growth of a state is measured
 
 
@@ -54,6 +55,7 @@ class StatePool:
             )
         self.pages = PagePool(left // self.page_bytes if self.page_bytes else 0)
         self._stores = [self._store(memory) for memory in _find(self.like, Memory)]
+        self._tensors, self._tries = _paths(self.like, Tensor), _paths(self.like, Tries)  # where they are in a state
         self._rows: weakref.WeakSet[Row] = weakref.WeakSet()
 
     def rows(self, rows: Sequence[Row], recurrent: Sequence[Tensor]) -> State:
@@ -80,14 +82,11 @@ class StatePool:
 
     def recurrent(self, state: State) -> list[Tensor]:
         """The tensors of constant size in a state that the model handed back."""
-        found: list[Tensor] = []
-        _visit(self.like, state, lambda kind, inner: found.append(inner) if kind is Tensor else None)
-        return found
+        return [_at(state, path) for path in self._tensors]
 
     def take_tries(self, state: State, rows: Sequence[Row]) -> None:
         """Keep the tries of a state that the model handed back."""
-        found: list[tuple[Tries, ...]] = []
-        _visit(self.like, state, lambda kind, inner: found.append(inner) if kind is Tries else None)
+        found = [_at(state, path) for path in self._tries]  # of each layer, those of all rows
         for number, row in enumerate(rows):
             row.tries = [layer[number] for layer in found]
 
@@ -228,21 +227,32 @@ class StatePool:
 
 def _visit(like: State, state: State, part: Callable[[type, Any], Any]) -> None:
     """Call `part` with the kind and the value of every part of `state`, which is built like `like`."""
-    for kind in (Memory, Tries, Tensor):
-        if isinstance(like, kind):
-            part(kind, state)
-            return
+    if kind := _LEAVES.get(type(like)):
+        part(kind, state)
+        return
     for inner, value in zip(like, state, strict=True):
         _visit(inner, value, part)
 
 
 def _rebuild(like: State, part: Callable[[type, Any], Any]) -> State:
     """A state built like `like` of what `part` returns for each of its parts."""
-    for kind in (Memory, Tries, Tensor):
-        if isinstance(like, kind):
-            return part(kind, like)
+    if kind := _LEAVES.get(type(like)):
+        return part(kind, like)
     parts = [_rebuild(inner, part) for inner in like]
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def _paths(like: State, wanted: type) -> list[tuple[int, ...]]:
+    """Where the parts of a kind are."""
+    if kind := _LEAVES.get(type(like)):
+        return [()] if kind is wanted else []
+    return [(place, *path) for place, inner in enumerate(like) for path in _paths(inner, wanted)]
+
+
+def _at(state: State, path: tuple[int, ...]) -> Any:
+    for place in path:
+        state = state[place]
+    return state
 
 
 def _find(like: State, wanted: type) -> list[Any]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,12 +81,13 @@ def sample(
         ValueError: logits that are no distribution (NaN, +inf, or all -inf): the model has failed.
     """
     logits = logits.detach().to("cpu", torch.float32)
-    likeliest = int(np.argmax(logits.numpy()))  # NaN is greater than all; torch's own takes ten times as long
-    if not math.isfinite(logits[likeliest]):
+    values = logits.numpy()
+    likeliest = int(values.argmax())  # NaN is greater than all; torch's own takes ten times as long
+    if not math.isfinite(values[likeliest]):
         raise ValueError("the logits are not finite")
     if sampling.penalises:
         logits = penalised(logits, sampling, prompt, answer)
-        likeliest = int(np.argmax(logits.numpy()))
+        likeliest = int(logits.numpy().argmax())
     if sampling.temperature == 0:
         return likeliest
     return int(torch.multinomial(probabilities(logits, sampling), 1, generator=generator))

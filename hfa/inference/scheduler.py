@@ -168,7 +168,8 @@ class Scheduler:
         for sequence in sorted(self._running, key=lambda one: one.urgency):
             if sequence in self._running and self._grow(sequence, sequence.position + 1, plan):
                 plan.decode.append(sequence)
-        plan.decode[:] = [sequence for sequence in self._running if sequence in set(plan.decode)]
+        decodes = set(plan.decode)
+        plan.decode[:] = [sequence for sequence in self._running if sequence in decodes]
         for sequence in plan.decode:
             sequence.position += 1
             self._charge(sequence, _WRITTEN)

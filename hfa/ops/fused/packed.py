@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 _LEAST = 1 << 16  # numbers in a matrix; for smaller ones the call costs more than it saves
+_KEPT_AS = "_packed_by_hfa"  # an attribute of the weight, which lives as long as that and goes into no checkpoint
 _ROWS = 32  # of the products that the order is chosen for; others lose nothing measurable by it
 
 
@@ -20,9 +20,6 @@ class _Packed(NamedTuple):
     matrix: Tensor  # in oneDNN's own layout
     version: int
     address: int
-
-
-_packed = WeakTensorKeyDictionary()  # by weight, for as long as that lives
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -42,12 +39,12 @@ def pack(weight: Tensor, dtype: torch.dtype = torch.float32) -> None:
     if not apt or weight.numel() < _LEAST or not packs(dtype) or (there is not None and there.dtype == dtype):
         return
     matrix = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), _ROWS)
-    _packed[weight] = _Packed(matrix, weight._version, weight.data_ptr())
+    setattr(weight, _KEPT_AS, _Packed(matrix, weight._version, weight.data_ptr()))
 
 
 def packed(weight: Tensor) -> Tensor | None:
     """The packed copy of a weight that has not changed since."""
-    found: _Packed | None = _packed.get(weight)
+    found: _Packed | None = getattr(weight, _KEPT_AS, None)
     if found is None or (found.version, found.address) != (weight._version, weight.data_ptr()):
         return None
     return found.matrix
