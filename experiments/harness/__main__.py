@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from importlib.metadata import version
@@ -64,7 +63,6 @@ def record(artifact: Path, asked: argparse.Namespace, found: dict[str, dict[str,
     """What is kept: the results, how they were made, and how what they are of was trained."""
     made = checkpoint.read_config(artifact)["provenance"]
     facts = provenance({"seed": 0, "tasks": asked.tasks, "length": asked.length, "count": asked.count})
-    facts["command"] = shlex.join(["python", "-m", "experiments.harness", *sys.argv[1:]])
     facts["machine"] = {"processor": cpu()}
     facts["lm_eval"] = version("lm-eval")
     kept = ("commit", "dirty", "date", "seed", "step", "torch", "threads")

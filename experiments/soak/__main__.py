@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import os
-import shlex
 import statistics
 import sys
 import time
@@ -116,7 +115,6 @@ def _result(
         "exit_codes": codes,
         "provenance": provenance(
             {**vars(arguments), "minutes": round(seconds / 60, 1)},
-            command=shlex.join(["python", "-m", "experiments.soak", *sys.argv[1:]]),
             machine={"processor": processor(), "cores": os.cpu_count()},
         ),
         "faults": faults.log,

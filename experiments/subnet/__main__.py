@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -235,7 +234,6 @@ def _provenance(arguments: argparse.Namespace) -> dict[str, Any]:
             models[name] = {key: own.get(key) for key in ("commit", "command", "seed", "step")}
     return provenance(
         vars(arguments),
-        command=shlex.join(["python", "-m", "experiments.subnet", *sys.argv[1:]]),
         machine={"processor": processor(), "cores": os.cpu_count()},
         models=models,
     )

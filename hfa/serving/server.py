@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hfa.serving.connection import bounded
 
 log = logging.getLogger(__name__)
 
+_WAITING = 32  # threads for what has to wait, an engine's step or a disk, whatever the number of cores
 _LAST_WORDS_S = 5.0  # for answers to go out after the engines have ended them
 
 
@@ -175,6 +177,7 @@ class Server:
 
     async def _serve(self) -> None:
         self._loop, self._serving = asyncio.get_running_loop(), asyncio.current_task()
+        self._loop.set_default_executor(ThreadPoolExecutor(_WAITING, thread_name_prefix="server"))
         with self._bound:
             await self._network.start()
             try:

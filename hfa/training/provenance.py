@@ -26,7 +26,7 @@ def provenance(cfg: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(),
         "seed": cfg["seed"],
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -35,6 +35,13 @@ def provenance(cfg: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         "config": dict(cfg),
         **more,
     }
+
+
+def _command() -> str:
+    """What was typed: a module that was run as one by its name, not by the path of its file on this machine."""
+    found = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = found.name.removesuffix(".__main__") if found else None
+    return shlex.join(["python", *(("-m", name) if name else sys.argv[:1]), *sys.argv[1:]])
 
 
 def _git() -> tuple[str | None, bool | None]:
