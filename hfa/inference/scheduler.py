@@ -148,9 +148,13 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Decide on the next step, admitting whoever fits."""
         plan = Plan([], [], [], [], [])
-        self._decode(plan)
-        self._admit(plan)
-        self._read(plan)
+        try:
+            self._decode(plan)
+            self._admit(plan)
+            self._read(plan)
+        except BaseException:
+            self._waiting += [sequence for sequence, _ in plan.failed]  # else nobody would tell them
+            raise
         return plan
 
     def remove(self, sequence: Sequence) -> None:

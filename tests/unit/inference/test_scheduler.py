@@ -207,3 +207,13 @@ def test_a_full_queue_gives_way_to_priority_and_to_those_who_wait_less():
     with pytest.raises(RequestError):
         one.add(sequence(4, 5, caller="few"))
     assert one.add(sequence(4, 6, caller="few", priority=1)) is not None
+
+
+def test_who_could_not_begin_is_not_lost_when_the_rest_of_a_plan_fails(monkeypatch):
+    one, new = scheduler(), sequence(3)
+    monkeypatch.setattr(one, "_begin", lambda sequence: 1 / 0)
+    monkeypatch.setattr(one, "_read", lambda plan: {}["room"])
+    one.add(new)
+    with pytest.raises(KeyError):
+        one.schedule()
+    assert one.sequences() == [new]
