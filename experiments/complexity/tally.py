@@ -57,15 +57,20 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: objec
     return int(sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape))
 
 
+def _packed_product(x: Tensor, matrix: Tensor, *_: object, **__: object) -> int:
+    return 2 * x.numel() * matrix.shape[0]
+
+
 _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # torch counts the CUDA ones only
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.mkldnn._linear_pointwise: _packed_product,
 }
 
 
 def _storage(x: Tensor) -> int:
-    return 0 if x.is_meta else x.untyped_storage().data_ptr()
+    return 0 if x.is_meta or x.is_mkldnn else x.untyped_storage().data_ptr()
 
 
 def per_token(call: Callable[[Tensor], object], length: int, vocab_size: int, seed: int = 0) -> tuple[float, float]:

@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
     print(f"\n{'figure':58} {'measured':>10} {'asked':>10}")
     for label, part, key, limit, more in CLAIMS:
         value = data["parts"].get(part, {}).get(key)
-        if value is not None:
+        if value is None:
+            print(f"{label:58} {'-':>10} {'>=' if more else '<='} {limit:7g} not measured")
+        else:
             holds = value >= limit if more else value <= limit
             print(
                 f"{label:58} {value:10.3g} {'>=' if more else '<='} {limit:7g} {'holds' if holds else 'DOES NOT HOLD'}"

@@ -50,14 +50,13 @@ def decode(sizes: Facts, say: Say) -> Facts:
     """Tokens a second while all requests decode together, after prompts of 512 tokens, in two types of products."""
     kinds = {kind: decode_in(kind, sizes, say) for kind in sizes["dtypes"]}
     first = kinds[sizes["dtypes"][0]]
-    best = max(kind["tokens_per_s"]["hfa"] for kind in kinds.values())
-    rival = max(kind["tokens_per_s"]["generate"] for kind in kinds.values())
+    best = {name: max(kind["tokens_per_s"][name] for kind in kinds.values()) for name in ("hfa", "loop", "generate")}
     ratios = {name: first[name] for name in ("over_loop", "over_generate")}
-    return {**kinds, **ratios, "best_over_best": best / rival}
+    return {**kinds, **ratios, **{f"best_{name}": best["hfa"] / best[name[5:]] for name in ratios}}
 
 
 def decode_in(kind: str, sizes: Facts, say: Say) -> Facts:
-    """`decode` with products of one type, for the peer as for us; its `generate` once, since its prompts take long."""
+    """`decode` with products of one type, for the peer as for us."""
     count, length, new = sizes["requests"], sizes["prompt"], sizes["new"]
     peer = Peer(sizes["peer"], getattr(torch, kind))
     rows: dict[str, list[float]] = {"hfa": [], "loop": [], "generate": []}
@@ -68,8 +67,7 @@ def decode_in(kind: str, sizes: Facts, say: Say) -> Facts:
             streams = asyncio.run(together(engine, [request(one, new) for one in prompts]))
             begin, end = max(s.tokens[0] for s in streams), min(s.tokens[-1] for s in streams)
             rows["hfa"].append(sum(begin < at <= end for s in streams for at in s.tokens) / (end - begin))
-            runs = {"loop": peer.loop} if turn else {"loop": peer.loop, "generate": peer.generate}
-            for name, run in runs.items():
+            for name, run in (("loop", peer.loop), ("generate", peer.generate)):
                 seconds = run(torch.tensor(prompts), sizes["peer_new"]).decode_s
                 rows[name].append(count * (sizes["peer_new"] - 1) / seconds)
             say(f"{kind}, round {turn + 1}: " + ", ".join(f"{k} {v[-1]:.0f} tokens/s" for k, v in rows.items()))
@@ -167,7 +165,7 @@ def overhead(sizes: Facts, say: Say) -> Facts:
             call(count, sizes["new"])
             pairs = [(one, after) for one, after in itertools.pairwise(steps) if one.rows == after.rows == count]
             period_s = statistics.median(after.begin - one.begin for one, after in pairs)
-            beside_s = statistics.median(after.process - one.process - one.thread_s for one, after in pairs)
+            beside_s = statistics.mean(after.process - one.process - one.thread_s for one, after in pairs)
             rows.append({"model_s": model_s, "beside_s": beside_s, "period_s": period_s})
             said = f"{beside_s * 1e3:.2f} ms of the processor beside it, {period_s * 1e3:.1f} ms from step to step"
             say(f"{model_s * 1e3:.1f} ms a step, {said}")

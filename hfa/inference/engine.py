@@ -290,6 +290,7 @@ class Engine:
             log.warning("%s is still in a step after %g s; its thread is left behind", self.name, _JOIN_S)
         else:
             self._pool.release()  # now, and not when the garbage collector comes by
+            self._runner.model.unpack()
 
     def _loop(self) -> None:
         if self._threads:

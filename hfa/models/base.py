@@ -20,7 +20,7 @@ from hfa.models.state import State, num_bytes
 from hfa.nn.linear import Linear
 from hfa.nn.mlp import SwiGLU
 from hfa.nn.norm import RMSNorm
-from hfa.ops.fused import feed_forward_step, linear, pack, packs, pays
+from hfa.ops.fused import feed_forward_step, linear, pack, packed, packs, pays, unpack
 from hfa.ops.simd import suits, tracked
 
 _PIECE = 1024  # tokens run at once when no gradient is kept: activations then stay in tens of megabytes
@@ -185,23 +185,34 @@ class LanguageModel(nn.Module):
         return logits[:, 0], state
 
     def pack(self, dtype: torch.dtype = torch.float32) -> bool:
-        """Have what is computed without gradients use packed copies of the weights, until they change.
+        """Have what is computed without gradients use packed copies of the weights, until they change or `unpack`.
 
         For a model that serves, or that is evaluated at length: faster on the CPU, for a second copy of the weights.
 
         Args:
-            dtype: of the layers' products; those of the head, between whose results is chosen, stay float32.
+            dtype: of the products of layers with large matrices; those of the head, between whose results is chosen,
+                stay float32.
 
         Returns:
-            Whether products are of that type from now on; it depends on the processor.
+            Whether they are of that type from now on. Not with weights that are not float32 on the CPU, on a processor
+            without the type, or where no matrix is large enough to pay.
         """
-        weights = [part.weight for part in self.modules() if isinstance(part, Linear)]  # else they are a package's own
-        if not weights or not weights[0].is_cpu or not packs(dtype):
+        weights = self._matrices()
+        if not weights or not all(packs(weight, dtype) for weight in weights):
             return False
-        for weight in weights:
-            pack(weight, dtype)
         pack(self.embedding.weight)
-        return True
+        return sum(pack(weight, dtype) for weight in weights) > 0
+
+    def unpack(self) -> None:
+        """Drop what `pack` made."""
+        for weight in self._matrices():
+            unpack(weight)
+        if hasattr(self, "embedding"):
+            unpack(self.embedding.weight)
+
+    @property
+    def is_packed(self) -> bool:
+        return any(packed(weight) is not None for weight in self._matrices())
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one row's state after `seq_len` tokens."""
@@ -223,6 +234,10 @@ class LanguageModel(nn.Module):
             x, inner = block(x, inner, last if layer == len(self.blocks) else None)
             states.append(inner)
         return self.norm(x), tuple(states)
+
+    def _matrices(self) -> list[Tensor]:
+        """The weights of linear layers of ours."""
+        return [part.weight for part in self.modules() if isinstance(part, Linear)]
 
     @staticmethod
     def _mixer(block: nn.Module) -> Mixer:

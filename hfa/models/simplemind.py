@@ -129,7 +129,12 @@ class RoutedChannels(Mixer):
     def forward(self, x: Tensor, state: RoutedState, last: int | None = None) -> tuple[Tensor, RoutedState]:
         if x.shape[1] == 1:
             weights = self._weights()
-            if weights and not tracked(x, *state, *weights) and pays(x, *weights[:4]) and suits(*state, *weights[4:7]):
+            if (
+                weights
+                and not tracked(x, *state, *weights)
+                and pays(x, weights.project, weights.out_gate, weights.out)
+                and suits(*state, *weights[:-1])
+            ):
                 y, *after = routed_layer_step(x, *state, weights, self.routing)
                 return y, RoutedState(*after)
         q, k, v, gates, tail = self._mixed(x, state.tail)

@@ -179,7 +179,7 @@ def evaluate_model(
     which for exact answers is what greedy decoding gives).
 
     Args:
-        model: on its device; it is run in eval mode, and left in the mode it came in.
+        model: on its device; it is run in eval mode with packed weights, and left as it came.
         tokenizer: the one it was trained with.
         source: what to measure on; ``at_length`` makes its examples longer or shorter.
         lengths: tokens per example.
@@ -200,29 +200,32 @@ def evaluate_model(
         raise ConfigError("data.vocab_size", source.vocab_size, expected, "choose other data or another checkpoint")
     byte_lengths = tokenizer.byte_lengths()
     found = Evaluation({}, {}, Recall(depth_bins), {})
-    training = model.training
+    training, packs = model.training, not model.is_packed and model.pack()
     model.eval()
-    model.pack()
-    for length in sorted(lengths):
-        together = max(1, min(batch_size, _SIDE_BY_SIDE // length))
-        for name, part in source.at_length(length).parts().items():
-            by_position = LossByPosition.doubling(length, _FIRST_BIN)
-            bits = BitsPerByte()
-            for examples in _examples(part, num_examples, together, split):
-                batch = collate([Item(example, 0) for example in examples])
-                if forms := [example.form for example in examples if example.form]:
-                    found.forms.setdefault((name, length), Counter()).update(forms)
-                asked = find_free(batch) if generate and part.vocab_size == tokenizer.vocab_size else None
-                nats, correct, kept, state = predict(model, batch, chunk_size, resume_at=asked)
-                if part.kind == "recall":
-                    matched = None if asked is None else find_matches(model, tokenizer, batch, state, asked)
-                    found.recall.update(name, correct, batch.gold, kept, matched)
-                else:
-                    bits.update(nats, batch.labels, byte_lengths)
-                    by_position.update(nats, batch.labels, byte_lengths)
-            if part.kind == "text" and bits.tokens:
-                found.bits[name, length], found.loss[name] = bits, by_position
-    model.train(training)
+    try:
+        for length in sorted(lengths):
+            together = max(1, min(batch_size, _SIDE_BY_SIDE // length))
+            for name, part in source.at_length(length).parts().items():
+                by_position = LossByPosition.doubling(length, _FIRST_BIN)
+                bits = BitsPerByte()
+                for examples in _examples(part, num_examples, together, split):
+                    batch = collate([Item(example, 0) for example in examples])
+                    if forms := [example.form for example in examples if example.form]:
+                        found.forms.setdefault((name, length), Counter()).update(forms)
+                    asked = find_free(batch) if generate and part.vocab_size == tokenizer.vocab_size else None
+                    nats, correct, kept, state = predict(model, batch, chunk_size, resume_at=asked)
+                    if part.kind == "recall":
+                        matched = None if asked is None else find_matches(model, tokenizer, batch, state, asked)
+                        found.recall.update(name, correct, batch.gold, kept, matched)
+                    else:
+                        bits.update(nats, batch.labels, byte_lengths)
+                        by_position.update(nats, batch.labels, byte_lengths)
+                if part.kind == "text" and bits.tokens:
+                    found.bits[name, length], found.loss[name] = bits, by_position
+    finally:
+        model.train(training)
+        if packs:
+            model.unpack()
     return found
 
 

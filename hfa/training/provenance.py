@@ -40,7 +40,7 @@ def provenance(cfg: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 def _command() -> str:
     """What was typed: a module that was run as one by its name, not by the path of its file on this machine."""
     found = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = found.name.removesuffix(".__main__") if found else None
+    name = found.name.removesuffix(".__main__") if found and found.name != "__main__" else None  # a folder is a script
     return shlex.join(["python", *(("-m", name) if name else sys.argv[:1]), *sys.argv[1:]])
 
 

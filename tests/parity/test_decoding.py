@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,6 @@ from hfa.models.hfa import HFAConfig
 from hfa.nn.linear import Linear
 from hfa.nn.mlp import SwiGLU
 from hfa.ops.fused import packs
-from hfa.ops.fused.packed import packed
 
 SMALL = {"vocab_size": 300, "d_model": 128, "num_heads": 2, "d_ff": 256}
 CONF = Path(__file__).parents[2] / "conf" / "model" / "hfa.yaml"
@@ -138,9 +139,9 @@ def test_packed_weights(
     name: str, dtype: torch.dtype, share: float, sizes: Sizes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt and a step of a model, in few rows and many; weights that change are used as they are from then on."""
-    if not packs(dtype):
+    if not packs(torch.zeros(16, 16), dtype):
         pytest.skip("not on this processor")
-    monkeypatch.setattr("hfa.ops.fused.packed._LEAST", 1)
+    monkeypatch.setattr("hfa.ops.fused.packing._LEAST", 1)
     torch.manual_seed(0)
     model = small(name)
     tokens = torch.randint(model.config.vocab_size, sizes)
@@ -156,15 +157,44 @@ def test_packed_weights(
         assert (ours - wanted).abs().max() <= share * wanted.abs().max()
     if dtype == torch.bfloat16:
         assert not torch.equal(found[1], plain[1])
+    copy, same = deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert not copy.is_packed
+    assert not same.is_packed
     for weight in model.parameters():
         weight.mul_(0.5)
     changed = run()
-    assert packed(model.embedding.weight) is None
-    monkeypatch.setattr("hfa.ops.fused.packed._KEPT_AS", "nothing")
+    assert not model.is_packed
     assert all(map(torch.equal, changed, run()))
+    model.pack(dtype)
+    model.embedding.weight.data.mul_(0.0)  # which torch does not see
+    model.pack(dtype)
+    assert not run()[0].any()
+    model.unpack()
+    assert not model.is_packed
 
 
-def small(name: str) -> LanguageModel:
-    merged = OmegaConf.create({"model": OmegaConf.merge(OmegaConf.load(CONF.with_name(f"{name}.yaml")), SMALL)})
+def test_what_cannot_be_packed_says_so() -> None:
+    """A model in another type, or one whose matrices are too small to pay."""
+    assert not small("hfa").double().pack()
+    assert not small("hfa").pack(torch.float16)
+    model = small("hfa", d_model=32, d_ff=48)
+    assert not model.pack(torch.bfloat16)
+    assert not model.is_packed
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_what_is_not_finite_does_not_hide(name: str, poison: float) -> None:
+    """An answer that attention made of nothing must be seen: as in prefill, so in the kernel that decodes."""
+    model = small("hfa")
+    tokens = torch.randint(model.config.vocab_size, (2, 40))
+    state = model.hidden(tokens)[1]
+    anchor = next(block.mixer for block in model.blocks if isinstance(block.mixer, Anchor))
+    getattr(anchor, name).weight[0, 0] = poison
+    assert not model.step(tokens[:, 0], state)[0].isfinite().any()
+
+
+def small(name: str, **sizes: int) -> LanguageModel:
+    merged = OmegaConf.create({"model": OmegaConf.merge(OmegaConf.load(CONF.with_name(f"{name}.yaml")), SMALL, sizes)})
     node = OmegaConf.to_container(merged, resolve=True)["model"]
     return from_node(node, "model", ModelConfig).build().eval()

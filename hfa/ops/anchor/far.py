@@ -63,9 +63,12 @@ def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) ->
                 lse[head, t] = top[h] + math.log(total)
 
 
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, groups: int, width: int) -> None:
-    """What `join` does, for float32 and a width in whole vectors: q, k, v and out are addresses, all contiguous."""
+    """What `join` does, for float32 and a width in whole vectors: q, k, v and out are addresses, all contiguous.
+
+    Logits that are not finite make NaN of the whole row, so that nobody takes what they give for an answer.
+    """
     heads, length = lse.shape
     group, row = heads // groups, groups * width
     weights = np.empty(chosen.shape[1] + WIDTH, np.float32)  # whole vectors of them
@@ -86,14 +89,15 @@ def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, gr
                     product = product + load(q, query + x) * load(k, key + x)
                 weights[i] = total(product)
                 top = max(top, weights[i])
-            weights[count : count + WIDTH] = np.float32(-1e30)  # exp of it is 0
-            whole, highest = splat(0.0), splat(top)
+            weights[count : count + WIDTH] = np.float32(-1e30)  # beside a logit, its weight is lost in rounding
+            whole, logits, highest = splat(0.0), splat(0.0), splat(top)
             for i in range(0, count, WIDTH):
+                logits = logits + load(weighed, i)
                 weight = exponential(load(weighed, i) - highest)
                 store(weighed, i, weight)
                 whole = whole + weight
             kept = np.float32(math.exp(lse[head, t] - top))
-            everything = kept + total(whole)
+            everything = kept + total(whole + splat(0.0) * logits)  # 0, or NaN
             for x in range(0, width, WIDTH):
                 s0, s1, s2, s3 = load(out, query + x) * splat(kept), splat(0.0), splat(0.0), splat(0.0)
                 at = memory + x

@@ -8,7 +8,7 @@ from hfa.ops.fused.flow import FlowWeights, flow_step
 from hfa.ops.fused.linear import decodes, linear, pays
 from hfa.ops.fused.mlp import feed_forward_step, swiglu_mlp
 from hfa.ops.fused.norm import rms_norm
-from hfa.ops.fused.packed import pack, packs
+from hfa.ops.fused.packing import pack, packed, packs, unpack
 
 __all__ = [
     "FlowWeights",
@@ -18,8 +18,10 @@ __all__ = [
     "flow_step",
     "linear",
     "pack",
+    "packed",
     "packs",
     "pays",
     "rms_norm",
     "swiglu_mlp",
+    "unpack",
 ]

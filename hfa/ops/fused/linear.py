@@ -1,4 +1,4 @@
-"""A matrix times a few vectors, which takes as long as the matrix takes to be read from memory."""
+"""A matrix times a few vectors, which takes as long as the matrix takes to be read from memory; and times many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from hfa.ops.fused.packed import packed, packed_product
+from hfa.ops.fused.packing import packed, packed_product
 from hfa.ops.simd import WIDTH, load, prefetch, put, splat, suits, total, tracked
 
 _FEW = 10  # vectors; for more, torch's blocked product is faster
@@ -18,7 +18,8 @@ _AHEAD = 256  # floats; it does not do so across the end of a memory page
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``W x + b``: torch's own, but for a few vectors, float32, one thread and no gradient a kernel.
+    """``W x + b``: torch's own, but in float32 and without gradients a kernel for a few vectors and one thread, and for
+    more of them the packed weight if there is one, in its type.
 
     Args:
         x: [..., D].
@@ -57,7 +58,7 @@ def pays(x: Tensor, *weights: Tensor) -> bool:
 def decodes(x: Tensor, *weights: Tensor) -> bool:
     """Whether x [..., D] is so few vectors that the kernel is for them, and they and the weights suit it.
 
-    A model's weights are all packed alike: the first is looked at.
+    The first weight, a large one, is looked at: of those that can be packed, a model packs all.
     """
     count = x.numel() // x.shape[-1]
     if count > _FEW or torch.get_num_threads() > 1:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfa.ops.fused.linear import decodes, products
 from hfa.ops.fused.norm import normalise
-from hfa.ops.fused.packed import packed, packed_product
+from hfa.ops.fused.packing import packed, packed_product
 from hfa.ops.simd import WIDTH, first, load, one, put, sigmoid, store, tracked
 
 _PIECE = 1024  # tokens: enough to keep the matrix unit busy, few enough that their activations stay in cache

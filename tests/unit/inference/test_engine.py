@@ -123,7 +123,7 @@ def test_ragged_admission_equals_lone_runs(hash_model, limits, asked, chunk, con
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 1 << 16), ("float32", 1), ("bfloat16", 1)])
 def test_real_models_answer_the_same_alone_and_among_others(start, tiny, monkeypatch, name, dtype, least):
     """With weights as they are, and packed in either type."""
-    monkeypatch.setattr("hfa.ops.fused.packed._LEAST", least)
+    monkeypatch.setattr("hfa.ops.fused.packing._LEAST", least)
     model = tiny(name)
     asked = [ask(range(1, 2 + 7 * i), 6, seed=i, temperature=float(i % 2)) for i in range(5)]
     engine = start(model, prefill_chunk=8, long_prompt_chunk=8, max_concurrent=5, dtype=dtype)
