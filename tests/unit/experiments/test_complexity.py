@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from experiments.complexity import __main__ as command
 from experiments.complexity import peers, study, subjects
-from experiments.complexity.measure import Cell, Worker, WorkerError
+from experiments.complexity.measure import Cell, Regime, Worker, WorkerError
 from experiments.complexity.plot import plot
 from experiments.complexity.report import Results, fit_slope, requirements, skipped, tables
 from experiments.complexity.study import Plan, Study
@@ -268,6 +268,19 @@ class TestStudy:
         monkeypatch.setattr(subject, "context", context)
         monkeypatch.setattr(time, "perf_counter", lambda: now)
         assert cell.prepare()["context_s"] == 1.0
+
+    @pytest.mark.parametrize("regime", ["prefill", "decode"])
+    def test_packed_weights_are_counted_like_others(self, monkeypatch: pytest.MonkeyPatch, regime: Regime) -> None:
+        monkeypatch.setattr("hfa.ops.fused.packing._LEAST", 1)
+        model, tokens = subjects.our_entries()["hfa-tiny"].load(), torch.zeros(1, 40, dtype=torch.long)
+        flops = []
+        for prepare in (model.body.eval, model.deploy):
+            prepare()
+            with torch.inference_mode(), Tally() as tally:
+                model.prefill(tokens)
+            flops.append(tally.flops)
+        assert flops[0] == pytest.approx(flops[1], rel=1e-3)
+        assert Cell(model, regime, 48, rounds=1, seed=0).prepare()["allocated_bytes_per_token"] > 0
 
     def test_a_worker_says_what_went_wrong(self) -> None:
         worker = Worker("no-such-model", "prefill", 16, rounds=1, threads=1, seed=0)
