@@ -45,11 +45,15 @@ def _command() -> str:
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """The commit of this package's checkout and whether files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
+    """The commit of this package's checkout and whether files differ from it; None outside a checkout.
+
+    Recorded results do not count: a study that adds to its own is made by the same code as before.
+    """
+    root = str(Path(__file__).parents[2])
     try:
-        commit = _run("git", "-C", str(here), "rev-parse", "HEAD")
-        return commit, bool(_run("git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"))
+        commit = _run("git", "-C", root, "rev-parse", "HEAD")
+        code = (".", ":(exclude)experiments/*/results/*")
+        return commit, bool(_run("git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", *code))
     except (OSError, subprocess.SubprocessError):
         return None, None
 
