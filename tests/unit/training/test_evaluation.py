@@ -18,6 +18,7 @@ from hfa import checkpoint
 from hfa.data.tasks.vt import VariableTrackingConfig
 from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.errors import CheckpointError, ConfigError
+from hfa.models import LanguageModel
 from hfa.training import evaluate, evaluate_model, evaluation
 from hfa.training.evaluation import predict
 from hfa.training.fit import build_data, build_model
@@ -49,11 +50,11 @@ def test_pieces_predict_what_the_whole_does(settings: TrainSettings) -> None:
         assert torch.equal(correct, (logits.argmax(-1) == labels) & (labels != IGNORE))
 
 
-class Uniform(nn.Module):
+class Uniform(LanguageModel):
     """Finds every token equally likely, and says id 65 when asked for one."""
 
     def __init__(self, settings: TrainSettings) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.config = settings.model
         self.weight = nn.Parameter(torch.zeros(1))
 
