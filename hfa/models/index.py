@@ -21,8 +21,7 @@ _WIDTH = 64  # features of a token
 
 _WEIGHT = 0.01  # of the loss: nothing to Adam, as only the index learns from it, but to the norm that is clipped
 _SAMPLED = 1024  # queries whose attention is looked at for the loss, of which
-_LEARNT = 96  # those that look back most sharply are learnt from,
-_SHARP = 0.5  # if one token has so much of their attention: before that, codes would be taught to tell nothing apart
+_LEARNT = 96  # those that look back most sharply are learnt from
 _KEYS = 4096  # tokens that they are told from
 _LOGITS = 1 << 21
 _NEAR = 8  # tokens that no index is needed for
@@ -151,10 +150,9 @@ class Index(nn.Module):
         own = kept // length == rows[:, None]
         future = own & (kept % length > columns[:, None])
         logits = (log_agreement.sum(0) * self.log_temperature.exp()).masked_fill(future, -torch.inf)
-        learnt = weights.any(-1).sum().clamp(min=1)
-        contrast = -(logits.log_softmax(-1).masked_fill(weights == 0, 0.0) * weights).sum() / learnt
-        match = -(log_agreement * weights).sum() / learnt
-        return _WEIGHT * (contrast + match + 3.0 * _imbalance(agree) + 0.3 * _redundancy(agree))
+        contrast = -(logits.log_softmax(-1).masked_fill(weights == 0, 0.0) * weights).sum(-1).mean()
+        match = -(log_agreement * weights).sum((0, 2)).mean()
+        return _WEIGHT * (contrast + match + 0.5 * _imbalance(agree) + 0.3 * _redundancy(agree))
 
     def _probabilities(self, features: Tensor) -> Tensor:
         return (rms_norm(self.scores(features)) * self.log_sharpness.exp()).softmax(-1)
@@ -165,8 +163,7 @@ def _sample(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     """Queries that look back sharply, and keys to tell apart.
 
     Returns:
-        row and column of the queries [S]; their attention [S, M] to the keys [M], numbers in the flattened batch:
-        nothing of a query that is not sharp.
+        row and column of the queries [S]; their attention [S, M] to the keys [M], numbers in the flattened batch.
     """
     batch, length, heads, _ = query.shape
     count = max(1, min(_SAMPLED, _LOGITS // (heads * length), batch * length) // batch)
@@ -177,7 +174,7 @@ def _sample(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     where = torch.arange(length, device=query.device)
     attention = logits.masked_fill(where > columns[..., None, None], -torch.inf).softmax(-1).mean(2)
     back = attention.masked_fill(where > columns[..., None] - _NEAR, 0.0)
-    sharpness, best = back.amax(-1).flatten().topk(min(_LEARNT, batch * count))
+    best = back.amax(-1).flatten().topk(min(_LEARNT, batch * count)).indices
     rows, attention = best // count, attention.flatten(0, 1)[best]
     if batch * length <= _KEYS:
         kept = torch.arange(batch * length, device=query.device)
@@ -186,8 +183,7 @@ def _sample(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
         kept = torch.cat([read.flatten(), torch.randperm(batch * length, device=query.device)[:_KEYS]]).unique()
     own = kept // length == rows[:, None]
     weights = attention.gather(1, kept % length * torch.ones_like(rows)[:, None]) * own
-    weights = weights / weights.sum(-1, keepdim=True) * (sharpness >= _SHARP)[:, None]
-    return rows, columns.flatten()[best], weights, kept
+    return rows, columns.flatten()[best], weights / weights.sum(-1, keepdim=True), kept
 
 
 def _imbalance(codes: Tensor) -> Tensor:
