@@ -42,3 +42,4 @@ lock: $(READY) ## write constraints.txt anew from what is installed
 
 clean: ## remove what was built and run here
 	rm -rf $(VENV) outputs multirun .hfa .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

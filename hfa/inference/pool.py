@@ -19,7 +19,7 @@ from hfa.models.pages import PagedMemory
 from hfa.models.state import State, num_bytes, state_to
 
 _PAGE_SIZE = 64  # tokens of a page, for a model without anchor blocks of a power of two
-_LEAVES: dict[type, type] = {kind: kind for kind in (Memory, Tries, Tensor)}  # what the parts of a state are
+_LEAVES = frozenset((Memory, Tries, Tensor))  # what the parts of a state are
 _LONG = 1 << 16  # tokens over which the growth of a state is measured
 
 
@@ -227,7 +227,7 @@ class StatePool:
 
 def _visit(like: State, state: State, part: Callable[[type, Any], Any]) -> None:
     """Call `part` with the kind and the value of every part of `state`, which is built like `like`."""
-    if kind := _LEAVES.get(type(like)):
+    if (kind := type(like)) in _LEAVES:
         part(kind, state)
         return
     for inner, value in zip(like, state, strict=True):
@@ -236,7 +236,7 @@ def _visit(like: State, state: State, part: Callable[[type, Any], Any]) -> None:
 
 def _rebuild(like: State, part: Callable[[type, Any], Any]) -> State:
     """A state built like `like` of what `part` returns for each of its parts."""
-    if kind := _LEAVES.get(type(like)):
+    if (kind := type(like)) in _LEAVES:
         return part(kind, like)
     parts = [_rebuild(inner, part) for inner in like]
     return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
@@ -244,7 +244,7 @@ def _rebuild(like: State, part: Callable[[type, Any], Any]) -> State:
 
 def _paths(like: State, wanted: type) -> list[tuple[int, ...]]:
     """Where the parts of a kind are."""
-    if kind := _LEAVES.get(type(like)):
+    if (kind := type(like)) in _LEAVES:
         return [()] if kind is wanted else []
     return [(place, *path) for place, inner in enumerate(like) for path in _paths(inner, wanted)]
 
@@ -256,6 +256,4 @@ def _at(state: State, path: tuple[int, ...]) -> Any:
 
 
 def _find(like: State, wanted: type) -> list[Any]:
-    found: list[Any] = []
-    _visit(like, like, lambda kind, inner: found.append(inner) if kind is wanted else None)
-    return found
+    return [_at(like, path) for path in _paths(like, wanted)]

@@ -97,7 +97,7 @@ def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, gr
                 store(weighed, i, weight)
                 whole = whole + weight
             kept = np.float32(math.exp(lse[head, t] - top))
-            everything = kept + total(whole + splat(0.0) * logits)  # 0, or NaN
+            everything = kept + total(whole + splat(0.0) * logits)  # 0, or NaN of a logit that is not finite
             for x in range(0, width, WIDTH):
                 s0, s1, s2, s3 = load(out, query + x) * splat(kept), splat(0.0), splat(0.0), splat(0.0)
                 at = memory + x

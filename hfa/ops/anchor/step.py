@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hfa.ops.anchor.far import join_vectors
 from hfa.ops.fused.conv import convolve, shift
-from hfa.ops.fused.linear import decodes, product, products
+from hfa.ops.fused.linear import decodes, product, products, projections
 from hfa.ops.index.retrieve import Search
 from hfa.ops.index.trie import CHUNK, WHOLE, place, retrieve_row
 from hfa.ops.simd import WIDTH, first, load, one, splat, store
@@ -87,10 +87,7 @@ def anchor_step(
     memory_width, features = len(weights.key), len(weights.index_query)
     matrices = weights[:5]
     few = decodes(x, *matrices, weights.out)
-    if few:
-        projected = [x.new_empty(batch, len(matrix)) for matrix in matrices]
-    else:
-        projected = [product(x[:, 0], matrix) for matrix in matrices]
+    projected = projections(x, matrices, few)
     tails = tuple(tail.contiguous() for tail in tails)
     after = tuple(torch.empty_like(tail) for tail in tails)
     read = x.new_empty(batch, width)

@@ -8,7 +8,7 @@ from numba import njit
 from torch import Tensor
 
 from hfa.ops.fused.conv import convolve, shift
-from hfa.ops.fused.linear import decodes, product, products
+from hfa.ops.fused.linear import decodes, product, products, projections
 from hfa.ops.fused.norm import normalise
 from hfa.ops.scan.recurrent import write_and_read
 from hfa.ops.simd import first, one, put, sigmoid
@@ -40,14 +40,10 @@ def flow_step(x: Tensor, memory: Tensor, tail: Tensor, weights: FlowWeights) -> 
     x, batch, heads, width = x.contiguous(), len(x), memory.shape[1], x.shape[-1]
     few = decodes(x, *weights[:4])
     y, new_memory, new_tail = (t.new_empty(t.shape) for t in (x, memory, tail))
-    matrices = weights.qkv, weights.gates, weights.out_gate
-    if few:
-        products_of = [x.new_empty(batch, len(matrix)) for matrix in matrices]
-    else:  # the matrices are read once for all rows
-        products_of = [product(x[:, 0], matrix) for matrix in matrices]
+    projected = projections(x, (weights.qkv, weights.gates, weights.out_gate), few)
     mixed, read, normed = x.new_empty(batch, 3 * width), x.new_empty(batch, width), x.new_empty(batch, width)
     tensors = (
-        x, memory.contiguous(), tail.contiguous(), *weights, *products_of, mixed, read, normed, y, new_memory, new_tail
+        x, memory.contiguous(), tail.contiguous(), *weights, *projected, mixed, read, normed, y, new_memory, new_tail
     )  # fmt: skip
     _step(*(t.data_ptr() for t in tensors), batch, heads, width // heads, len(weights.conv), few)
     if not few:

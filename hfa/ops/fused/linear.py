@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from numba import njit
@@ -11,7 +13,7 @@ from hfa.ops.fused.packing import packed, packed_product
 from hfa.ops.simd import WIDTH, load, prefetch, put, splat, suits, total, tracked
 
 _FEW = 10  # vectors; for more, torch's blocked product is faster
-_FEW_OF_PACKED = 3  # for more, the product with a packed matrix is
+_FEW_OF_PACKED = 3  # the same where the matrix is packed
 _MANY = 96  # vectors, up to which it is faster the other way round, with the matrix as its left side
 _STREAMS = 4  # parts of the matrix that are read at once: the processor fetches ahead in each of them
 _AHEAD = 256  # floats; it does not do so across the end of a memory page
@@ -40,6 +42,13 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         return y
     matrix = packed(weight)
     return turned(torch.mm(weight, x.t())) if matrix is None else packed_product(x, matrix)
+
+
+def projections(x: Tensor, matrices: Iterable[Tensor], few: bool) -> list[Tensor]:
+    """``x W^T`` for each W [N, D] and x [B, 1, D], each W read once for all rows; of a few, room for a kernel's own."""
+    if few:
+        return [x.new_empty(len(x), len(matrix)) for matrix in matrices]
+    return [product(x[:, 0], matrix) for matrix in matrices]
 
 
 def turned(y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from numba import njit
 from torch import Tensor
 
 from hfa.ops.fused.conv import convolve, shift
-from hfa.ops.fused.linear import decodes, product, products
+from hfa.ops.fused.linear import decodes, product, products, projections
 from hfa.ops.fused.norm import normalise
 from hfa.ops.routing.recurrent import GATES, Routing, routed_step
 from hfa.ops.routing.threshold import ROUTERS
@@ -47,15 +47,12 @@ def routed_layer_step(
     batch, heads, count, width = channels.shape
     y, new_channels, new_tail = (t.new_empty(t.shape) for t in (x, channels, tail))
     taps, scores = len(weights.conv), heads * count
-    x, few, matrices = x.contiguous(), decodes(x, *weights[:4]), weights[:3]
-    if few:
-        products_of = [x.new_empty(batch, len(matrix)) for matrix in matrices]
-    else:  # the matrices are read once for all rows
-        products_of = [product(x[:, 0], matrix) for matrix in matrices]
+    x, few = x.contiguous(), decodes(x, *weights[:4])
+    projected = projections(x, weights[:3], few)
     normed = x.new_empty(batch, heads * width)
     scratch = x.new_empty(batch * (len(weights.project) + (taps + 1) * scores + heads * width))
     tensors = (
-        x, channels.contiguous(), tail.contiguous(), *weights, *products_of, normed, y, new_channels, new_tail, scratch
+        x, channels.contiguous(), tail.contiguous(), *weights, *projected, normed, y, new_channels, new_tail, scratch
     )  # fmt: skip
     sizes = (batch, heads, count, width, taps)
     options = (ROUTERS.index(routing.router), routing.budget, routing.erase)
