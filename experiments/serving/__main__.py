@@ -45,16 +45,15 @@ def main(arguments: list[str]) -> int:
         facts["load_at_end"] = os.getloadavg()[0]
         data["parts"][name] = {**measured, "provenance": facts}
         path.write_text(json.dumps(rounded(data), indent=1), encoding="utf-8")
-    print(f"\n{'figure':58} {'measured':>10} {'asked':>10}")
+    width = max(len(claim[0]) for claim in CLAIMS)
+    print(f"\n{'figure':{width}} {'measured':>10} {'asked':>10}")
     for label, part, key, limit, more in CLAIMS:
         value = data["parts"].get(part, {}).get(key)
-        if value is None:
-            print(f"{label:58} {'-':>10} {'>=' if more else '<='} {limit:7g} not measured")
-        else:
-            holds = value >= limit if more else value <= limit
-            print(
-                f"{label:58} {value:10.3g} {'>=' if more else '<='} {limit:7g} {'holds' if holds else 'DOES NOT HOLD'}"
-            )
+        shown, said = "-", "not measured"
+        if value is not None:
+            shown = f"{value:.3g}"
+            said = "holds" if (value >= limit if more else value <= limit) else "DOES NOT HOLD"
+        print(f"{label:{width}} {shown:>10} {'>=' if more else '<='} {limit:7g} {said}")
     print(f"\nresults: {path}\nplot: {plot(data, path.with_suffix('.png'))}")
     return 0
 
