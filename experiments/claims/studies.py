@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from experiments.claims.claim import REPO, Claim, Table, made_by, read
+from experiments.claims.trained import language, retention, state, unrecorded
 from experiments.complexity.measure import Regime
 from experiments.complexity.report import Results
 from experiments.serving.plot import CLAIMS
@@ -44,6 +45,9 @@ def tables() -> Iterator[Table]:
     yield subnet()
     yield serving()
     yield harness()
+    yield retention()
+    yield language()
+    yield state()
 
 
 def quickstart() -> Table:
@@ -112,7 +116,7 @@ def soak() -> Table:
     head = ["under load and faults", "recorded"]
     path = REPO / _SOAK
     if not path.exists() or "attempts" not in json.loads(path.read_text(encoding="utf-8")):
-        return _unrecorded("soak", head)  # as are results of before attempts were counted
+        return unrecorded("soak", head)  # as are results of before attempts were counted
     data, made = read(_SOAK)
     again = sum(sum(ended.values()) - ended.get("answered", 0) for ended in data["attempts"].values())
     facts: dict[str, float] = {
@@ -143,7 +147,7 @@ def soak() -> Table:
 def subnet() -> Table:
     """Right answers by length, and the weight that a validator would set, of every miner."""
     if not (REPO / _SUBNET).exists():
-        return _unrecorded("subnet", ["miner", "right answers", "weight"])
+        return unrecorded("subnet", ["miner", "right answers", "weight"])
     data, made = read(_SUBNET)
     lengths = sorted({one["length"] for one in data["outcomes"]})
     rows, claims = [], list[Claim]()
@@ -170,7 +174,7 @@ def serving() -> Table:
     """What is asked of the engine, and what was measured; each part has a run of its own."""
     head = ["figure", "measured", "asked"]
     if not (REPO / _SERVING).exists():
-        return _unrecorded("serving", head)
+        return unrecorded("serving", head)
     parts = json.loads((REPO / _SERVING).read_text(encoding="utf-8"))["parts"]
     rows, claims = [], []
     for label, part, key, limit, more in CLAIMS:
@@ -183,10 +187,6 @@ def serving() -> Table:
             )
             rows.append([label, shown, f"{'at least' if more else 'at most'} {limit:g}"])
     return Table(name="serving", head=head, rows=rows, claims=claims)
-
-
-def _unrecorded(name: str, head: Sequence[str]) -> Table:
-    return Table(name=name, head=head, rows=[["not recorded yet", *[""] * (len(head) - 1)]], claims=[])
 
 
 def _amount(value: float) -> str:

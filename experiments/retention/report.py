@@ -11,7 +11,7 @@ from experiments.retention.ledger import Ledger
 from hfa.metrics.plot import plot_recall
 from hfa.metrics.recall import Measure, Recall
 
-_MEASURES: tuple[Measure, ...] = ("storage", "selection", "answer")
+MEASURES: tuple[Measure, ...] = ("storage", "selection", "answer")
 _DPI = 150
 
 
@@ -41,15 +41,15 @@ def _overview(recall: Recall, path: Path, title: str) -> Path:
     lengths = sorted({length for task in tasks for length in recall.lengths(task)})
     figure = Figure(figsize=(15, 1.6 + 0.36 * len(tasks)), dpi=_DPI, layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    for axes, measure in zip(figure.subplots(1, len(_MEASURES), sharey=True), _MEASURES, strict=True):
+    for axes, measure in zip(figure.subplots(1, len(MEASURES), sharey=True), MEASURES, strict=True):
         shares = [[recall.at(task, length).share(measure) for length in lengths] for task in tasks]
-        percent = np.array([[100 * share.value for share in row] for row in shares]).reshape(len(tasks), -1)
+        values = np.array([[100 * share.value for share in row] for row in shares]).reshape(len(tasks), -1)
         axes.set_facecolor("0.9")
-        axes.imshow(percent, cmap="cividis", vmin=50, vmax=100, aspect="auto")
+        axes.imshow(values, cmap="cividis", vmin=50, vmax=100, aspect="auto")
         for y, row in enumerate(shares):
             for x, share in enumerate(row):
                 if share.whole:
-                    text = f"{_percent(share.value)}\nn={share.whole}"
+                    text = f"{percent(share.value)}\nn={share.whole}"
                     colour = "black" if share.value > 0.75 else "white"
                     axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=colour)
         axes.set_title(measure)
@@ -67,12 +67,12 @@ def _cell(recall: Recall, by_seed: list[Recall], task: str, length: int) -> str:
     if not count.tokens:
         return ""
     worst = min(counted.token_accuracy for one in by_seed if (counted := one.at(task, length)).tokens)
-    selected = f"; {_percent(count.share('selection').value)}" if count.audited else ""
-    return f"{_percent(count.token_accuracy)} ({_percent(worst)}{selected}) {count.tokens:,}"
+    selected = f"; {percent(count.share('selection').value)}" if count.audited else ""
+    return f"{percent(count.token_accuracy)} ({percent(worst)}{selected}) {count.tokens:,}"
 
 
-def _percent(rate: float) -> str:
-    """Two decimals, and 100 or 0 only for what is exactly that."""
+def percent(rate: float) -> str:
+    """Of a share: two decimals, and 100 or 0 only for what is exactly that."""
     if rate in (0, 1):
         return f"{100 * rate:.0f}"
     return f"{min(max(100 * rate, 0.01), 99.99):.2f}"

@@ -1,0 +1,135 @@
+"""The tables of studies that train models: what they retain, recall and predict, over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.claims.claim import REPO, Claim, Table, made_by
+from experiments.language import report as language_report
+from experiments.language.__main__ import PARAMETERS, VARIANTS
+from experiments.language.ledger import Ledger as Runs
+from experiments.language.study import Study, score
+from experiments.retention.ledger import Ledger as Cells
+from experiments.retention.report import MEASURES, percent, short
+from experiments.state import report as state_report
+from experiments.state.subjects import SUBJECTS
+
+_RETENTION = "experiments/retention/results/cells.jsonl"
+_LANGUAGE = "experiments/language/results/runs.jsonl"
+_STATE = "experiments/state/results/trials.jsonl"
+
+
+def retention() -> Table:
+    """Storage, selection and answers of every task and length, all seeds together, and the worst seed's answers."""
+    cells = Cells(REPO / _RETENTION)
+    if not cells.seeds():
+        return unrecorded("retention", ["task", "measure"])
+    together, by_seed = cells.recall(), {seed: cells.recall(seed) for seed in cells.seeds()}
+    made = made_by(next(iter(cells))["provenance"], f"{_RETENTION}, provenance")
+    lengths = sorted({length for task in together.tasks() for length in together.lengths(task)})
+    rows, claims = [], list[Claim]()
+
+    def add(said: str, value: float, interval: Sequence[float] | None) -> str:
+        ends = (interval[0], interval[1]) if interval else None
+        shown = percent(value)
+        claims.append(
+            Claim(claim=f"retention: {said}", shown=shown, value=value, interval=ends, source=_RETENTION, made=made)
+        )
+        return shown
+
+    for task in together.tasks():
+        for measure in MEASURES:
+            cell = [""] * len(lengths)
+            for place, length in enumerate(lengths):
+                share = together.at(task, length).share(measure)
+                if share.whole:
+                    said = f"{task}, {measure}, % of {share.whole:,} queries at {length:,} tokens"
+                    cell[place] = add(said, share.value, share.interval)
+            rows.append([task, measure, *cell])
+        worst = [""] * len(lengths)
+        for place, length in enumerate(lengths):
+            shares = [recall.at(task, length).share("answer") for recall in by_seed.values()]
+            values = [share.value for share in shares if share.whole]
+            if values:
+                worst[place] = add(f"{task}, answer, % of the worst seed at {length:,} tokens", min(values), None)
+        rows.append([task, f"answer, worst of {len(by_seed)} seeds", *worst])
+    return Table(name="retention", head=["task", "%", *map(short, lengths)], rows=rows, claims=claims)
+
+
+def language() -> Table:
+    """Bits per byte of every model at its best learning rate, by length, with the spread over seeds."""
+    study = Study(
+        name="language",
+        experiment="language",
+        parameters=PARAMETERS,
+        variants=VARIANTS,
+        ledger=Runs(REPO / _LANGUAGE),
+    )
+    found = {name: language_report.at_best(study, name) for name in VARIANTS}
+    found = {
+        name: (runs, measured)
+        for name, (runs, measured) in found.items()
+        if measured or (runs and not VARIANTS[name].edits)
+    }
+    lengths = sorted({one["length"] for _, all_ in found.values() for run in all_ for one in run["bits_per_byte"]})
+    rows, claims = [], list[Claim]()
+
+    def add(name: str, what: str, values: Sequence[float], made: dict[str, Any]) -> str:
+        if not values:
+            return ""
+        shown = language_report.spread(values)
+        said = f"language: {VARIANTS[name].title}, bits per byte, {what}"
+        ends = (min(values), max(values)) if len(values) > 1 else None
+        mean = statistics.mean(values)
+        claims.append(Claim(claim=said, shown=shown, value=mean, interval=ends, source=_LANGUAGE, made=made))
+        return shown
+
+    for name, (runs, measured) in found.items():
+        made = made_by(runs[0], f"{_LANGUAGE}, config")
+        validation = [] if VARIANTS[name].edits else [score(run) for run in runs]
+        cells = [add(name, "validation", validation, made)]
+        for length in lengths:
+            cells.append(add(name, f"test, {length:,} tokens", language_report.bits(measured, length), made))
+        seeds = len(measured) if VARIANTS[name].edits else len(runs)
+        rows.append([VARIANTS[name].title, f"{runs[0]['lr']:g}", str(seeds), *cells])
+    head = ["model", "learning rate", "seeds", "validation", *(f"test, {length:,}" for length in lengths)]
+    return Table(name="language", head=head, rows=rows, claims=claims)
+
+
+def state() -> Table:
+    """Right answers of every model and size of state, by length and pairs: the mean over seeds, and the lowest."""
+    groups = state_report.at_best(Runs(REPO / _STATE))
+    if not groups:
+        return unrecorded("state", ["model", "floats a layer"])
+    columns = list(dict.fromkeys(key for records in groups.values() for one in records for key in one["accuracy"]))
+    rows, claims = [], list[Claim]()
+    for (name, floats), records in groups.items():
+        made = made_by(records[0], f"{_STATE}, config")
+        title, size = SUBJECTS[name].title, f"{floats:,}" if floats else "grows"
+        cells = []
+        for key in columns:
+            values = [one["accuracy"][key] for one in records if key in one["accuracy"]]
+            cells.append(state_report.percent(values))
+            if values:
+                said = f"state: {title}, {size} floats a layer, right answers, %, length/pairs {key}"
+                ends = (min(values), max(values)) if len(values) > 1 else None
+                claims.append(
+                    Claim(
+                        claim=said,
+                        shown=cells[-1],
+                        value=statistics.mean(values),
+                        interval=ends,
+                        source=_STATE,
+                        made=made,
+                    )
+                )
+        rows.append([title, size, f"{records[0]['lr']:g}", str(len(records)), *cells])
+    head = ["model", "floats a layer", "learning rate", "seeds", *columns]
+    return Table(name="state", head=head, rows=rows, claims=claims)
+
+
+def unrecorded(name: str, head: Sequence[str]) -> Table:
+    """A table that says that there are no results yet."""
+    return Table(name=name, head=head, rows=[["not recorded yet", *[""] * (len(head) - 1)]], claims=[])
