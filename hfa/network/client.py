@@ -30,9 +30,13 @@ class Sampling(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    repetition_penalty: float
     seed: int
     stop: list[str]
+    logprobs: int
     model: str
+    deadline_s: float
 
 
 class Answer(NamedTuple):
@@ -44,6 +48,9 @@ class Answer(NamedTuple):
     finish_reason: str
     usage: dict[str, int]  # prompt_tokens, completion_tokens
     timings: dict[str, float | None]  # queue_s, prefill_s, decode_s, total_s, tokens_per_s
+    logprobs: list[dict[str, Any]] | None = (
+        None  # of each token: token, logprob, top_logprobs; where they were asked for
+    )
 
 
 _ANSWER = pydantic.TypeAdapter(Answer)

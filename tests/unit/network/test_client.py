@@ -15,8 +15,9 @@ from hfa.errors import NetworkError, RequestError
 from hfa.network.ask import main
 from hfa.network.base import WalletConfig
 from hfa.network.bittensor import HotkeySigner, create_hotkey
-from hfa.network.client import HFAClient, _Events
+from hfa.network.client import Answer, HFAClient, Sampling, _Events
 from hfa.network.local import LocalNetworkConfig
+from hfa.serving import schemas
 
 DONE = {
     "done": True,
@@ -38,6 +39,11 @@ def feed(data: bytes, cuts: list[int] | None = None) -> tuple[list[str], _Events
     pieces = [piece for start, end in itertools.pairwise(edges) for piece in events.feed(data[start:end])]
     events.end()
     return pieces, events
+
+
+def test_the_client_can_ask_for_all_that_the_miner_offers_and_reads_what_it_answers() -> None:
+    assert set(Sampling.__annotations__) == set(schemas.GenerateBody.model_fields) - {"prompt", "stream"}
+    assert set(Answer._fields) <= set(schemas.Answer.model_fields)
 
 
 @given(
