@@ -67,8 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--temperature", type=float, help="0 is greedy")
     sampling.add_argument("--top-k", type=int)
     sampling.add_argument("--top-p", type=float)
+    sampling.add_argument("--min-p", type=float)
+    sampling.add_argument("--repetition-penalty", type=float)
     sampling.add_argument("--seed", type=int)
     sampling.add_argument("--stop", action="append", help="end the answer before this text; may be repeated")
+    sampling.add_argument("--logprobs", type=int, metavar="N", help="how likely each token was, and N of the likeliest")
+    sampling.add_argument("--deadline-s", type=float, help="seconds after which the answer ends as it is")
     miner = parser.add_argument_group("who is asked, and by whom")
     miner.add_argument("--url", help="http://host:port (default: as published on the local subnet)")
     miner.add_argument("--receiver", help="the miner's hotkey (default: the one miner of the local subnet)")
@@ -112,6 +116,9 @@ def _ask(client: HFAClient, arguments: argparse.Namespace) -> None:
         answer = client.generate(prompt, **sampling)
         _say(answer.text)
     if answer is not None:
+        for told in answer.logprobs or ():
+            others = ", ".join(f"{other.token!r} {other.logprob:.2f}" for other in told.top_logprobs)
+            _say(f"{told.token!r} {told.logprob:.2f}" + (f" ({others})" if others else ""))
         sys.stderr.write(f"{_timings(answer, time.perf_counter() - began)}\n")
 
 

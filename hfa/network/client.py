@@ -39,6 +39,23 @@ class Sampling(TypedDict, total=False):
     deadline_s: float
 
 
+class Likelihood(NamedTuple):
+    """A token that could have been next."""
+
+    token: str
+    bytes: list[int]
+    logprob: float  # nats
+
+
+class TokenLogprob(NamedTuple):
+    """A token of an answer, and the likeliest instead of it."""
+
+    token: str
+    bytes: list[int]
+    logprob: float  # nats
+    top_logprobs: list[Likelihood]
+
+
 class Answer(NamedTuple):
     """What a miner answered."""
 
@@ -48,9 +65,7 @@ class Answer(NamedTuple):
     finish_reason: str
     usage: dict[str, int]  # prompt_tokens, completion_tokens
     timings: dict[str, float | None]  # queue_s, prefill_s, decode_s, total_s, tokens_per_s
-    logprobs: list[dict[str, Any]] | None = (
-        None  # of each token: token, logprob, top_logprobs; where they were asked for
-    )
+    logprobs: list[TokenLogprob] | None = None  # of each token, where they were asked for
 
 
 _ANSWER = pydantic.TypeAdapter(Answer)

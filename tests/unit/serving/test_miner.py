@@ -104,11 +104,15 @@ def test_logprobs_and_a_repetition_penalty(start):
         {key: one[key] for key in ("token", "bytes", "logprob")} for one in told["logprobs"]
     ], "greedy takes the likeliest"
     with running.client() as client:
-        last = list(client.stream("hello", max_tokens=4, logprobs=0))
+        stream = client.stream("hello", max_tokens=4, logprobs=1)
+        last = list(stream)
+        whole = client.generate("hello", max_tokens=4, logprobs=1)
         plain, penalized = (
             client.generate("hello", max_tokens=40, repetition_penalty=penalty).text for penalty in (1.0, 50.0)
         )
     assert last
+    assert stream.answer.logprobs == whole.logprobs
+    assert [one.top_logprobs[0].token for one in whole.logprobs] == [one.token for one in whole.logprobs]
     assert len(set(penalized)) > len(set(plain))
 
 
