@@ -135,8 +135,9 @@ class Index(nn.Module):
         """How far codes are from finding what attention reads; its gradient reaches the codes alone.
 
         A sample of queries is told from many keys, those of other rows too, by how likely their codes agree; the
-        target is their attention. Two more terms keep the codes apart: every value of a code should be used, and
-        two codes should not say the same.
+        target is their attention, and a query counts as much as the token that it looks at most: while attention is
+        diffuse, it would teach that all keys are alike, from which codes do not recover. Two more terms keep the
+        codes apart: every value of a code should be used, and two codes should not say the same.
 
         Args:
             query, key: features, from `forward`.
@@ -152,7 +153,7 @@ class Index(nn.Module):
         logits = (log_agreement.sum(0) * self.log_temperature.exp()).masked_fill(future, -torch.inf)
         contrast = -(logits.log_softmax(-1).masked_fill(weights == 0, 0.0) * weights).sum(-1).mean()
         match = -(log_agreement * weights).sum((0, 2)).mean()
-        return _WEIGHT * (contrast + match + 0.5 * _imbalance(agree) + 0.3 * _redundancy(agree))
+        return _WEIGHT * (contrast + match + 3.0 * _imbalance(agree) + 0.3 * _redundancy(agree))
 
     def _probabilities(self, features: Tensor) -> Tensor:
         return (rms_norm(self.scores(features)) * self.log_sharpness.exp()).softmax(-1)
@@ -163,7 +164,8 @@ def _sample(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     """Queries that look back sharply, and keys to tell apart.
 
     Returns:
-        row and column of the queries [S]; their attention [S, M] to the keys [M], numbers in the flattened batch.
+        row and column of the queries [S]; their attention [S, M] to the keys [M], numbers in the flattened batch,
+        which sums to how sharp it is.
     """
     batch, length, heads, _ = query.shape
     count = max(1, min(_SAMPLED, _LOGITS // (heads * length), batch * length) // batch)
@@ -174,7 +176,7 @@ def _sample(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     where = torch.arange(length, device=query.device)
     attention = logits.masked_fill(where > columns[..., None, None], -torch.inf).softmax(-1).mean(2)
     back = attention.masked_fill(where > columns[..., None] - _NEAR, 0.0)
-    best = back.amax(-1).flatten().topk(min(_LEARNT, batch * count)).indices
+    sharpness, best = back.amax(-1).flatten().topk(min(_LEARNT, batch * count))
     rows, attention = best // count, attention.flatten(0, 1)[best]
     if batch * length <= _KEYS:
         kept = torch.arange(batch * length, device=query.device)
@@ -183,7 +185,8 @@ def _sample(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
         kept = torch.cat([read.flatten(), torch.randperm(batch * length, device=query.device)[:_KEYS]]).unique()
     own = kept // length == rows[:, None]
     weights = attention.gather(1, kept % length * torch.ones_like(rows)[:, None]) * own
-    return rows, columns.flatten()[best], weights / weights.sum(-1, keepdim=True), kept
+    weights = weights / weights.sum(-1, keepdim=True) * sharpness[:, None]
+    return rows, columns.flatten()[best], weights, kept
 
 
 def _imbalance(codes: Tensor) -> Tensor:

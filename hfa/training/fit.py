@@ -60,7 +60,7 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
             trainer = settings.trainer.build(loggers=loggers, callbacks=callbacks, run_dir=str(run_dir))
             module = build_module(settings, model, tokenizer, source)
             _announce(settings, model, source, trainer.world_size, run_dir, resumed)
-            began = time.monotonic()
+            began, worked = time.monotonic(), time.process_time()
             try:
                 fit(trainer, module, DataModule(source, settings.loader), resumed)
             finally:
@@ -70,6 +70,7 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
                     "parameters": float(model.num_parameters),
                     "step": float(trainer.global_step),
                     "seconds": time.monotonic() - began,
+                    "cpu_seconds": time.process_time() - worked,  # of the first process, on however busy a machine
                 }
                 record["metrics"] = metrics
             best = run_dir / "checkpoints" / "best"
