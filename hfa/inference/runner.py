@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_FEW = 32  # tokens of a prompt that join the batch of those who decode; more are read faster by themselves
+
 
 class Output(NamedTuple):
     """What one sequence got from a step: logits, an error, or neither in the middle of a prompt."""
@@ -34,9 +36,10 @@ class Output(NamedTuple):
 class Runner:
     """One model on one device.
 
-    Everybody who decodes is one batch, whose state is a value: a step makes the next one, and when it fails the old
-    one is still there, so that each row is tried by itself and the failure is the failing row's alone. When the device
-    runs out of memory, the model and every state move to the CPU and the step is taken again there.
+    Everybody who decodes is one batch, and so is a small piece of a prompt beside them: the weights are read once for
+    all. The state of the batch is a value: a step makes the next one, and when it fails the old one is still there, so
+    that each row is tried by itself and the failure is the failing row's alone. When the device runs out of memory,
+    the model and every state move to the CPU and the step is taken again there.
 
     Args:
         model: in evaluation mode, on the device of the pool.
@@ -56,8 +59,12 @@ class Runner:
 
     def run(self, plan: Plan) -> list[Output]:
         """Read the chunks of prompts and decode one token of everybody running."""
-        read = [self._guard(chunk.sequence, partial(self._prefill, chunk)) for chunk in plan.prefill]
-        return read + self._decode(plan.decode)
+        together = [Chunk(sequence, sequence.position - 1, sequence.position) for sequence in plan.decode]
+        apart = plan.prefill
+        if together and apart and self._joins:
+            together += [chunk for chunk in apart if chunk.end - chunk.start <= _FEW]
+            apart = [chunk for chunk in apart if chunk.end - chunk.start > _FEW]
+        return [self._guard(chunk) for chunk in apart] + self._together(together)
 
     def stash(self, row: Row) -> Stash:
         """A copy of a row's state, before anything else runs in its pages."""
@@ -94,12 +101,13 @@ class Runner:
         self._move_to_cpu()
         return run()
 
-    def _prefill(self, chunk: Chunk) -> Tensor | None:
+    def _alone(self, chunk: Chunk) -> Tensor | None:
+        """Read the tokens of one row; its logits at the end of what it has."""
         sequence, row = chunk.sequence, chunk.sequence.active
         self._part(row)
         if row.recurrent is None:
             self.pool.begin(row)
-        tokens = sequence.next_tokens(chunk.start, chunk.end).to(self.device)  # [1, T]
+        tokens = torch.tensor([sequence.tokens[chunk.start : chunk.end]], device=self.device)
         with self._precision():
             hidden, state = self.model.hidden(tokens, self.pool.rows([row], row.recurrent or []), last=1)
             logits = self.model.head(hidden[0, -1]) if chunk.end == len(sequence.tokens) else None
@@ -107,41 +115,36 @@ class Runner:
         self.pool.take_tries(state, [row])
         return logits
 
-    def _decode(self, sequences: list[Sequence]) -> list[Output]:
+    def _together(self, chunks: list[Chunk]) -> list[Output]:
         if not self.model.ragged:
-            return [self._guard(sequence, partial(self._decode_alone, sequence)) for sequence in sequences]
-        if not sequences:
+            return [self._guard(chunk) for chunk in chunks]
+        if not chunks:
             return []
         try:
-            logits = self.attempt(partial(self._step, sequences))
-            return [Output(sequence, row) for sequence, row in zip(sequences, logits, strict=True)]
+            logits = self.attempt(partial(self._step, chunks))
+            return [Output(chunk.sequence, row) for chunk, row in zip(chunks, logits, strict=True)]
         except Exception as error:
-            log.warning("A batch of %d failed (%s); each row is tried by itself", len(sequences), error)
-            return [self._guard(sequence, partial(self._decode_alone, sequence)) for sequence in sequences]
+            log.warning("A batch of %d failed (%s); each row is tried by itself", len(chunks), error)
+            return [self._guard(chunk) for chunk in chunks]
 
-    def _decode_alone(self, sequence: Sequence) -> Tensor:
-        row = sequence.active
-        self._part(row)
-        assert row.recurrent is not None
-        tokens = sequence.next_tokens(sequence.position - 1, sequence.position)[0].to(self.device)
-        with self._precision():
-            logits, state = self.model.step(tokens, self.pool.rows([row], row.recurrent))
-        row.recurrent = self.pool.recurrent(state)
-        self.pool.take_tries(state, [row])
-        row.length += 1
-        return logits[0]
-
-    def _step(self, sequences: list[Sequence]) -> Tensor:
-        rows = [sequence.active for sequence in sequences]
+    def _step(self, chunks: list[Chunk]) -> list[Tensor | None]:
+        rows, lengths = [chunk.sequence.active for chunk in chunks], [chunk.end - chunk.start for chunk in chunks]
         self._join(rows)
-        tokens = torch.tensor([sequence.tokens[-1] for sequence in sequences], device=self.device)
+        tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
+        inputs, state = torch.tensor(tokens, device=self.device), self.pool.rows(rows, self._batch)
+        ends = [n for n, chunk in enumerate(chunks) if chunk.end == len(chunk.sequence.tokens)]
         with self._precision():
-            logits, state = self.model.step(tokens, self.pool.rows(rows, self._batch))
+            if len(ends) == len(tokens):
+                logits, state = self.model.step(inputs, state)
+            else:
+                hidden, state = self.model.join(inputs, lengths, state)
+                logits = self.model.head(hidden[ends])
         self._batch = self.pool.recurrent(state)
         self.pool.take_tries(state, rows)
-        for row in rows:
-            row.length += 1
-        return logits
+        for row, chunk in zip(rows, chunks, strict=True):
+            row.length = chunk.end
+        by_row: dict[int, Tensor] = dict(zip(ends, logits, strict=True))
+        return [by_row.get(n) for n in range(len(rows))]
 
     def _join(self, rows: list[Row]) -> None:
         """Make the batch consist of these rows, in this order."""
@@ -150,8 +153,11 @@ class Runner:
         for row in [row for row in self._rows if row not in rows]:
             self._part(row)
         new = [row for row in rows if row not in self._rows]
+        for row in new:
+            if row.recurrent is None:
+                self.pool.begin(row)
         parts = [self._batch] if self._rows else []
-        parts += [row.recurrent for row in new if row.recurrent is not None]
+        parts += [row.recurrent or [] for row in new]
         batch = [torch.cat(tensors) for tensors in zip(*parts, strict=True)] if new else self._batch
         order = [*self._rows, *new]
         if order != rows:
@@ -176,12 +182,17 @@ class Runner:
         self._batch = [x.index_select(0, where) for x in self._batch]
         self._rows = [self._rows[i] for i in kept]
 
-    def _guard(self, sequence: Sequence, run: Callable[[], Tensor | None]) -> Output:
+    def _guard(self, chunk: Chunk) -> Output:
         try:
-            return Output(sequence, self.attempt(run))
+            return Output(chunk.sequence, self.attempt(partial(self._alone, chunk)))
         except Exception as error:
-            log.exception("The model failed on a request of %d tokens", len(sequence.prompt))
-            return Output(sequence, error=error)
+            log.exception("The model failed on a request of %d tokens", len(chunk.sequence.prompt))
+            return Output(chunk.sequence, error=error)
+
+    @property
+    def _joins(self) -> bool:
+        with self._precision():
+            return self.model.joins
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:
         if self._packed or self.dtype == torch.float32:

@@ -131,7 +131,3 @@ class Sequence:
         self.generation.push(
             FinishEvent(reason, read, self.count, timing, self.cached, self.miss, self.preemptions, error)
         )
-
-    def next_tokens(self, start: int, end: int) -> Tensor:
-        """The tokens at those positions, [1, T]."""
-        return torch.tensor([self.tokens[start:end]], dtype=torch.long)

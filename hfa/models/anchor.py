@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -152,10 +152,11 @@ class Anchor(Mixer):
     def forward(self, x: Tensor, state: AnchorState, last: int | None = None) -> tuple[Tensor, AnchorState]:
         memory = state.memory
         paged = isinstance(memory, PagedMemory)
-        if self.decodes and x.shape[1] == 1 and (paged or memory.capacity) and not self.on_read:
-            weights, held = self._weights(), memory.pools if isinstance(memory, PagedMemory) else memory.pages
-            if not tracked(x, *weights, *held) and suits(x, *weights[:-1]) and not self.head_dim % WIDTH:
-                return self._step(x, state, weights)
+        if x.shape[1] == 1 and (paged or memory.capacity) and self.joins and suits(x):
+            held = memory.pools if isinstance(memory, PagedMemory) else memory.pages
+            if not tracked(x, *self._weights(), *held):
+                y, after = self.step(x[:, 0], state, (1,) * len(x))
+                return y[:, None], after
         asks = min(last or x.shape[1], x.shape[1])  # queries, the last tokens of
         start = state.memory.length + x.shape[1] - asks
         query, query_tail = self.query_conv.of_last(x, self.query, state.query_tail, asks)
@@ -188,13 +189,18 @@ class Anchor(Mixer):
         state = AnchorState(memory, lookup._replace(tries=tries), query_tail, key_tail)
         return self.out(read.transpose(1, 2).flatten(2)), state
 
-    def _step(self, x: Tensor, state: AnchorState, weights: AnchorWeights) -> tuple[Tensor, AnchorState]:
+    @property
+    def joins(self) -> bool:
+        return self.decodes and not self.on_read and suits(*self._weights()[:-1]) and not self.head_dim % WIDTH
+
+    def step(self, x: Tensor, state: AnchorState, lengths: Sequence[int]) -> tuple[Tensor, AnchorState]:
         lookup, starts = state.lookup, state.memory.length.tolist()
+        ends = [start + length for start, length in zip(starts, lengths, strict=True)]
         memory: Memory | PagedMemory
         tries: Tries | tuple[Tries, ...]
         if isinstance(state.memory, PagedMemory):
-            memory = state.memory._replace(length=state.memory.length + 1)
-            tries = self._roomy_for(lookup, [start + 1 for start in starts])
+            memory = state.memory._replace(length=torch.tensor(ends))
+            tries = self._roomy_for(lookup, ends)
             k, v, codes = (pool.flatten(0, 1) for pool in memory.pools)
             shift = memory.pools[0].shape[1].bit_length() - 1
             rows = [
@@ -202,12 +208,12 @@ class Anchor(Mixer):
                 for own, start, pages in zip(tries, starts, memory.table, strict=True)
             ]
         else:
-            memory = state.memory.extended(1)
+            memory = state.memory.extended(lengths[0])  # buffers, unlike pages, grow alike
             assert isinstance(lookup.tries, Tries)
             tries = self._prepared(lookup.tries, memory, state.memory, self._near_from(state.memory.length, 1))
             rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
         tails = state.query_tail, state.key_tail, lookup.query_tail, lookup.key_tail
-        y, after = anchor_step(x, tails, rows, weights, self.search)
+        y, after = anchor_step(x, tails, rows, lengths, self._weights(), self.search)
         return y, AnchorState(memory, IndexState(after[2], after[3], tries), after[0], after[1])
 
     def _weights(self) -> AnchorWeights:

@@ -85,6 +85,24 @@ class Mixer(nn.Module, ABC):
             last: of how many last tokens the output is wanted, at least 1; the state is of all. None for all.
         """
 
+    @property
+    def joins(self) -> bool:
+        """Whether `step` takes rows with different numbers of tokens, here and now."""
+        return False
+
+    def step(self, x: Tensor, state: State, lengths: Sequence[int]) -> tuple[Tensor, State]:
+        """What `forward` computes for the next few tokens of rows, as many as each has; without gradients.
+
+        Args:
+            x: [N, D], row after row.
+            state: of B rows; exact memories of different growth stand in pages.
+            lengths: tokens of each row, at least 1; N together.
+
+        Returns:
+            [N, D] and the state after them.
+        """
+        raise NotImplementedError
+
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one row's state after `seq_len` tokens; constant unless told otherwise."""
         return num_bytes(self.init_state(1))
@@ -107,13 +125,26 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: State, last: int | None = None) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state, last)
-        x = x[:, -mixed.shape[1] :]
+        return self._fed_forward(x[:, -mixed.shape[1] :], mixed), state
+
+    def step(self, x: Tensor, state: State, lengths: Sequence[int], last: Tensor | None = None) -> tuple[Tensor, State]:
+        """What `forward` computes for rows with different numbers of tokens: see `Mixer.step`.
+
+        Args:
+            last: of which tokens the output is wanted; None for all.
+        """
+        mixed, state = self.mixer.step(self.mixer_norm(x), state, lengths)
+        if last is not None:
+            x, mixed = x[last], mixed[last]
+        return self._fed_forward(x, mixed), state
+
+    def _fed_forward(self, x: Tensor, mixed: Tensor) -> Tensor:
         norm, *matrices = self.mlp_norm.weight, self.mlp.gate_up.weight, self.mlp.down.weight
         if not self.training and not tracked(x, mixed, norm, *matrices) and pays(x, *matrices) and suits(norm):
-            return feed_forward_step(x.contiguous(), mixed.contiguous(), norm, *matrices), state
+            return feed_forward_step(x.contiguous(), mixed.contiguous(), norm, *matrices)
         x = x + self.dropout(mixed)
-        x = x + self.dropout(self.mlp(self.mlp_norm(x)))
-        return x, state
+        y: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return y
 
 
 class LanguageModel(nn.Module):
@@ -184,6 +215,36 @@ class LanguageModel(nn.Module):
         logits, state = self.forward(tokens[:, None], state)
         return logits[:, 0], state
 
+    @property
+    def joins(self) -> bool:
+        """Whether `join` can be asked, here and now."""
+        mixers = [part for part in self.modules() if isinstance(part, Mixer)]
+        return bool(mixers) and all(mixer.joins for mixer in mixers)
+
+    def join(self, tokens: Tensor, lengths: Sequence[int], state: State) -> tuple[Tensor, State]:
+        """Like `hidden`, for rows with different numbers of tokens, in one pass over the weights; without gradients.
+
+            row 0, length 4    a b c d
+            row 1, length 1    e               tokens  a b c d e, features of d and e
+
+        It takes each token by itself where a long piece is read in parallel: for a few tokens a row.
+
+        Args:
+            tokens: int64 [N], row after row.
+            lengths: tokens of each row, at least 1; N together.
+            state: of B rows.
+
+        Returns:
+            the final features after the last token of each row [B, D], and the state after it.
+        """
+        last = torch.tensor(lengths, device=tokens.device).cumsum(0) - 1
+        x, states = self._embedded(tokens), []
+        for layer, (block, inner) in enumerate(zip(self.blocks, state, strict=True), 1):
+            assert isinstance(block, Block)
+            x, inner = block.step(x, inner, lengths, last if layer == len(self.blocks) else None)
+            states.append(inner)
+        return self.norm(x), tuple(states)
+
     def pack(self, dtype: torch.dtype = torch.float32) -> bool:
         """Have what is computed without gradients use packed copies of the weights, until they change or `unpack`.
 
@@ -228,12 +289,15 @@ class LanguageModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _hidden(self, tokens: Tensor, state: State, last: int | None) -> tuple[Tensor, State]:
-        x = self.embedding(tokens) * math.sqrt(self.config.d_model)
-        states = []
+        x, states = self._embedded(tokens), []
         for layer, (block, inner) in enumerate(zip(self.blocks, state, strict=True), 1):
             x, inner = block(x, inner, last if layer == len(self.blocks) else None)
             states.append(inner)
         return self.norm(x), tuple(states)
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.embedding(tokens) * math.sqrt(self.config.d_model)
+        return x
 
     def _matrices(self) -> list[Tensor]:
         """The weights of linear layers of ours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,11 +64,9 @@ class Flow(Mixer):
         return FlowState(memory, self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: FlowState, last: int | None = None) -> tuple[Tensor, FlowState]:
-        if x.shape[1] == 1 and self.erase:
-            weights = self._weights()
-            if not tracked(x, *state, *weights) and suits(x, *state, *weights[:-1]) and not self.head_dim % WIDTH:
-                y, memory, tail = flow_step(x, *state, weights)
-                return y, FlowState(memory, tail)
+        if x.shape[1] == 1 and self.joins and suits(x, *state) and not tracked(x, *state, *self._weights()):
+            y, after = self.step(x[:, 0], state, (1,) * len(x))
+            return y[:, None], after
         heads = (3, self.num_heads, self.head_dim)
         unit = {"silu": True, "unit_heads": 2 * self.num_heads, "head_dim": self.head_dim}
         mixed, tail = self.conv(self.qkv(x), state.tail, **unit)
@@ -87,6 +86,14 @@ class Flow(Mixer):
             x, read = x[:, -last:], read[:, :, -last:]
         read = self.out_norm(read.to(x.dtype).transpose(1, 2), self.out_gate(x))  # [B, T, H, V]
         return self.out(read.flatten(2)), FlowState(memory, tail)
+
+    @property
+    def joins(self) -> bool:
+        return self.erase and suits(*self._weights()[:-1]) and not self.head_dim % WIDTH
+
+    def step(self, x: Tensor, state: FlowState, lengths: Sequence[int]) -> tuple[Tensor, FlowState]:
+        y, memory, tail = flow_step(x, *state, lengths, self._weights())
+        return y, FlowState(memory, tail)
 
     def _weights(self) -> FlowWeights:
         return FlowWeights(

@@ -65,6 +65,43 @@ def test_rows_in_pages_give_the_logits_of_each_alone(name: str, d_model: int) ->
             torch.testing.assert_close(found[number], wanted[0], atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("counts", [(1, 5, 2), (9, 1, 13), (1, 1, 1)])
+@pytest.mark.parametrize("name", ["hfa"])
+@torch.inference_mode()
+def test_rows_with_different_numbers_of_tokens_are_read_in_one_pass(name: str, counts: tuple[int, ...]) -> None:
+    """Their last features and their states are those of each row alone, whatever stands beside it."""
+    model = build(name, 64)
+    assert model.joins
+    pool = StatePool(model, torch.device("cpu"), 4 << 20, 4)
+    free, generator = pool.pages.take(pool.pages.num_pages)[::-3], torch.Generator().manual_seed(0)
+    rows, alone, texts = [], [], []
+    for before, count in zip((3, 21, 0), counts, strict=True):
+        tokens = torch.randint(61, (1, before + 4 * count), generator=generator)
+        row = Row(pages=[free.pop() for _ in range(-(-tokens.shape[1] // pool.page_size))])
+        pool.begin(row)
+        state = None
+        if before:
+            state = model.hidden(tokens[:, :before])[1]
+            after = model.hidden(tokens[:, :before], pool.rows([row], row.recurrent))[1]
+            row.recurrent, row.length = pool.recurrent(after), before
+            pool.take_tries(after, [row])
+        rows.append(row)
+        alone.append(state)
+        texts.append(tokens[0, before:].split(count))
+    batch = [torch.cat(parts) for parts in zip(*(row.recurrent for row in rows), strict=True)]
+    for pieces in zip(*texts, strict=True):
+        found, state = model.join(torch.cat(pieces), counts, pool.rows(rows, batch))
+        batch = pool.recurrent(state)
+        pool.take_tries(state, rows)
+        for number, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
+            row.length += len(piece)
+            wanted, alone[number] = model.hidden(piece[None], alone[number], last=1)
+            torch.testing.assert_close(found[number], wanted[0, 0], atol=2e-5, rtol=0)
+    wanted = [torch.cat(parts) for parts in zip(*(pool.recurrent(state) for state in alone), strict=True)]
+    for ours, theirs in zip(batch, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
 def test_what_lies_beyond_a_row_is_not_read() -> None:
     """A page has room that nobody wrote, or somebody else did; NaN there reach nobody."""
     pool = torch.full((4, 4, 2), torch.nan)

@@ -48,7 +48,7 @@ TINY = {
     "chunk_size": 8,
 }
 PATTERNS = {"hfa": ["flow", "anchor"], "hybrid": ["routed", "anchor"]}
-POISON = 60  # in a prompt, its embedding is NaN
+POISON = 60  # in a prompt that says so, its embedding is NaN
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -201,12 +201,14 @@ def test_whatever_else_runs_the_answer_is_the_model_s(name, asked, pages, max_co
 
 
 def poisoned(module: torch.nn.Module, arguments: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    """NaN where POISON follows 16 and 17, as in no answer; in a batch, tokens of all rows stand beside each other."""
     tokens = arguments[0]
-    return out.masked_fill((tokens == POISON)[..., None], torch.nan) if tokens.shape[1] > 1 else out
+    spoilt = (tokens == POISON) & (tokens.roll(1, -1) == 17) & (tokens.roll(2, -1) == 16)
+    return out.masked_fill(spoilt[..., None], torch.nan)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_poisoned_stream_reaches_no_neighbour(name):
+def test_a_poisoned_stream_reaches_no_neighbour(name, caplog):
     """Its NaN stay in its own row and pages, also when others get those afterwards."""
     engine = start(name, pages=40, max_concurrent=4, checkpoint_every=0)
     engine._runner.model.embedding.register_forward_hook(poisoned)
@@ -231,6 +233,7 @@ def test_a_poisoned_stream_reaches_no_neighbour(name):
     for request, (tokens, _), (nothing, failed) in zip(good, answers[::2], answers[1::2], strict=True):
         assert failed.reason == "error"
         assert nothing == []
+        assert "tried by itself" not in caplog.text
         assert len(tokens) == request.max_tokens
         check_answer(tokens, model, request)
 

@@ -1,4 +1,4 @@
-"""One token of an anchor layer in one kernel: between the matrices there is too little work to pay for a call."""
+"""A few tokens of an anchor layer in one kernel: between the matrices there is too little work to pay for a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from hfa.ops.anchor.far import join_vectors
-from hfa.ops.fused.conv import convolve, shift
+from hfa.ops.fused.conv import convolve_rows
 from hfa.ops.fused.linear import decodes, product, products, projections
 from hfa.ops.index.retrieve import Search
 from hfa.ops.index.trie import CHUNK, WHOLE, place, retrieve_row
@@ -61,28 +61,34 @@ class Row(NamedTuple):
     tables: Tensor  # int32 [.., 64]; of no tables while all is in the window
     chunks: Tensor  # int32 [.., CHUNK]
     counts: Tensor  # int64 [4]
-    start: int  # position of the token
-    pages: Tensor = _WHOLE  # int64 [..], numbers of the pages in their order, of that of the token at least
+    start: int  # position of the first new token
+    pages: Tensor = _WHOLE  # int64 [..], numbers of the pages in their order, of those of the new tokens at least
     shift: int = WHOLE[1]  # a page has 2 to that many tokens
 
 
 def anchor_step(
-    x: Tensor, tails: Sequence[Tensor], rows: Sequence[Row], weights: AnchorWeights, search: Search
+    x: Tensor,
+    tails: Sequence[Tensor],
+    rows: Sequence[Row],
+    lengths: Sequence[int],
+    weights: AnchorWeights,
+    search: Search,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """What :class:`hfa.models.anchor.Anchor` computes for one token a row, without gradients, float32 on the CPU.
+    """What :class:`hfa.models.anchor.Anchor` computes for a few tokens a row, without gradients, float32 on the CPU.
 
     Rows need not stand in one buffer, so that streams of any length are decoded together.
 
     Args:
-        x: [B, 1, D].
+        x: [N, D], the tokens of all rows, row after row.
         tails: before the convolutions of query, key, index query and index key, each [B, J - 1, channels].
         rows: B of them.
+        lengths: new tokens of each row, at least 1; N together.
         search: how far to look.
 
     Returns:
-        y [B, 1, D], and the tails after the token.
+        y [N, D], and the tails after the tokens.
     """
-    x, batch = x.contiguous(), len(x)
+    x, count = x.contiguous(), len(x)
     heads, width = len(weights.log_scale), x.shape[-1]
     memory_width, features = len(weights.key), len(weights.index_query)
     matrices = weights[:5]
@@ -90,18 +96,19 @@ def anchor_step(
     projected = projections(x, matrices, few)
     tails = tuple(tail.contiguous() for tail in tails)
     after = tuple(torch.empty_like(tail) for tail in tails)
-    read = x.new_empty(batch, width)
+    read = x.new_empty(count, width)
     y = torch.empty_like(x)
     groups, values = rows[0].codes.shape[-1], weights.token_book.shape[1]
-    table = np.array([_addresses(row) for row in rows], np.int64)
-    scratch = x.new_empty(batch * (width + memory_width + 2 * features) + memory_width + 8 * values)
+    table = np.repeat(np.array([_addresses(row) for row in rows], np.int64), lengths, axis=0)  # a line for each token
+    table[:, _START] += np.concatenate([np.arange(length) for length in lengths])
+    scratch = x.new_empty(count * (width + memory_width + 2 * features) + memory_width + 8 * values)
     tensors = (x, *weights, *projected, *tails, *after, read, y, scratch)
     _step(
-        tuple(tensor.data_ptr() for tensor in tensors), table, few,
+        tuple(tensor.data_ptr() for tensor in tensors), table, np.array(lengths, np.int64), few,
         heads, width, memory_width, features, len(weights.query_conv), groups, 4 * values // groups, *search,
     )  # fmt: skip
     if not few:
-        y = product(read, weights.out)[:, None]
+        y = product(read, weights.out)
     return y, after
 
 
@@ -122,7 +129,7 @@ def _at(typing_context: Any, address: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(
-    tensors: tuple[int, ...], rows: Array, project: bool,
+    tensors: tuple[int, ...], rows: Array, lengths: Array, project: bool,
     heads: int, width: int, memory_width: int, features: int, taps: int, groups: int, codes: int,
     window: int, block: int, num_retrieved: int, num_trees: int, beam: int, leaf_size: int, num_ranked: int, cap: float,
 ) -> None:  # fmt: skip
@@ -132,39 +139,41 @@ def _step(
         index_key_x, query_tail, key_tail, index_query_tail, index_key_tail, query_after, key_after,
         index_query_after, index_key_after, read, y, scratch,
     ) = tensors  # fmt: skip
-    batch, head_dim = len(rows), width // heads
+    count, head_dim = len(rows), width // heads
     memory_heads = memory_width // head_dim
     if project:
-        products(x, query_w, query_x, batch, width, width)
-        products(x, key_w, key_x, batch, memory_width, width)
-        products(x, value_w, value, batch, memory_width, width)
-        products(x, index_query_w, index_query_x, batch, features, width)
-        products(x, index_key_w, index_key_x, batch, features, width)
+        products(x, query_w, query_x, count, width, width)
+        products(x, key_w, key_x, count, memory_width, width)
+        products(x, value_w, value, count, memory_width, width)
+        products(x, index_query_w, index_query_x, count, features, width)
+        products(x, index_key_w, index_key_x, count, features, width)
     query = scratch  # after the convolution, as the others
-    key = query + 4 * batch * width
-    index_query = key + 4 * batch * memory_width
-    index_key = index_query + 4 * batch * features
-    ranking = index_key + 4 * batch * features
-    convolve(query_x, query_tail, query_conv, query, batch, 1, width, taps, False, heads, head_dim)
-    convolve(key_x, key_tail, key_conv, key, batch, 1, memory_width, taps, False, memory_heads, head_dim)
-    convolve(index_query_x, index_query_tail, index_query_conv, index_query, batch, 1, features, taps, False, 0, WIDTH)
-    convolve(index_key_x, index_key_tail, index_key_conv, index_key, batch, 1, features, taps, False, 0, WIDTH)
-    shift(query_tail, query_x, query_after, batch, width, taps - 1)
-    shift(key_tail, key_x, key_after, batch, memory_width, taps - 1)
-    shift(index_query_tail, index_query_x, index_query_after, batch, features, taps - 1)
-    shift(index_key_tail, index_key_x, index_key_after, batch, features, taps - 1)
+    key = query + 4 * count * width
+    index_query = key + 4 * count * memory_width
+    index_key = index_query + 4 * count * features
+    ranking = index_key + 4 * count * features
+    convolve_rows(query_x, query_tail, query_conv, query, query_after, lengths, width, taps, False, heads, head_dim)
+    convolve_rows(key_x, key_tail, key_conv, key, key_after, lengths, memory_width, taps, False, memory_heads, head_dim)
+    convolve_rows(
+        index_query_x, index_query_tail, index_query_conv, index_query, index_query_after,
+        lengths, features, taps, False, 0, WIDTH,
+    )  # fmt: skip
+    convolve_rows(
+        index_key_x, index_key_tail, index_key_conv, index_key, index_key_after,
+        lengths, features, taps, False, 0, WIDTH,
+    )  # fmt: skip
     half = groups // 2 * codes
     scores = ranking + 4 * memory_width
     asked = carray(_at(scores), (1, groups, codes), np.float32)
     described = carray(_at(scores + 8 * half), (groups, codes), np.float32)
     chosen, places = np.empty((1, num_retrieved), np.int32), np.empty((1, num_retrieved + window + block), np.int64)
     touched, norms = np.empty(1, np.int32), np.empty((heads, 1), np.float32)
-    for b in range(batch):
-        start, room = rows[b, _START], rows[b, _ROOM]
-        q, k, v = query + 4 * b * width, key + 4 * b * memory_width, value + 4 * b * memory_width
-        keys, values = rows[b, _KEYS], rows[b, _VALUES]
-        stored = carray(_at(rows[b, _CODES]), (room, groups), np.uint8)
-        pages, bits = carray(_at(rows[b, _PAGES]), (rows[b, _NUM_PAGES],), np.int64), rows[b, _SHIFT]
+    for n in range(count):
+        start, room = rows[n, _START], rows[n, _ROOM]
+        q, k, v = query + 4 * n * width, key + 4 * n * memory_width, value + 4 * n * memory_width
+        keys, values = rows[n, _KEYS], rows[n, _VALUES]
+        stored = carray(_at(rows[n, _CODES]), (room, groups), np.uint8)
+        pages, bits = carray(_at(rows[n, _PAGES]), (rows[n, _NUM_PAGES],), np.int64), rows[n, _SHIFT]
         here = place(pages, bits, start)
         for c in range(0, memory_width, WIDTH):
             store(keys, here * memory_width + c, load(k, c))
@@ -176,36 +185,36 @@ def _step(
             for c in range(0, head_dim, WIDTH):
                 store(q, h * head_dim + c, load(q, h * head_dim + c) * scale)
                 store(ranking, group + c, load(ranking, group + c) + load(q, h * head_dim + c))
-        last_query, last_key = index_query + 4 * b * features, index_key + 4 * b * features
+        last_query, last_key = index_query + 4 * n * features, index_key + 4 * n * features
         before_query, before_key = last_query + 2 * features, last_key + 2 * features
         _score(last_query, last_key, token_book, scores, scores + 8 * half, features // 2, half // 2)
         _score(before_query, before_key, before_book, scores + 2 * half, scores + 10 * half, features // 2, half // 2)
         _score(ranking, k, memory_book, scores + 4 * half, scores + 12 * half, memory_width, half)
         for group in range(groups):
             stored[here, group] = np.argmax(described[group])
-        count, near = 0, max(0, start // block * block - window)
-        if near and rows[b, _NUM_TABLES]:
-            tables = carray(_at(rows[b, _TABLES]), (rows[b, _NUM_TABLES], codes), np.int32)
-            chunks = carray(_at(rows[b, _CHUNKS]), (rows[b, _NUM_CHUNKS], CHUNK), np.int32)
-            counts = carray(_at(rows[b, _COUNTS]), (4,), np.int64)
+        found, near = 0, max(0, start // block * block - window)
+        if near and rows[n, _NUM_TABLES]:
+            tables = carray(_at(rows[n, _TABLES]), (rows[n, _NUM_TABLES], codes), np.int32)
+            chunks = carray(_at(rows[n, _CHUNKS]), (rows[n, _NUM_CHUNKS], CHUNK), np.int32)
+            counts = carray(_at(rows[n, _COUNTS]), (4,), np.int64)
             retrieve_row(
                 asked, carray(_at(ranking), (1, memory_width), np.float32),
                 carray(_at(keys), (room, memory_width), np.float32), stored, tables, chunks, counts, pages,
                 bits, start, window, block, num_trees, beam, leaf_size, num_ranked, cap, chosen, touched,
             )  # fmt: skip
-            while count < num_retrieved and chosen[0, count] >= 0:
-                places[0, count] = place(pages, bits, chosen[0, count])
-                count += 1
+            while found < num_retrieved and chosen[0, found] >= 0:
+                places[0, found] = place(pages, bits, chosen[0, found])
+                found += 1
         for position in range(near, start + 1):
-            places[0, count] = place(pages, bits, position)
-            count += 1
-        row = read + 4 * b * width
+            places[0, found] = place(pages, bits, position)
+            found += 1
+        row = read + 4 * n * width
         for c in range(0, width, WIDTH):
             store(row, c, splat(0.0))
         norms[:] = _NOTHING
-        join_vectors(q, keys, values, row, places[:, :count], norms, memory_heads, head_dim)
+        join_vectors(q, keys, values, row, places[:, :found], norms, memory_heads, head_dim)
     if project:
-        products(read, out_w, y, batch, width, width)
+        products(read, out_w, y, count, width, width)
 
 
 @njit(nogil=True, error_model="numpy")

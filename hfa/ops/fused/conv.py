@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
@@ -13,6 +14,8 @@ from hfa.ops.simd import WIDTH, load, sigmoid, splat, store, total, tracked
 
 _BLOCK = 256  # tokens under one partial sum of the weight's gradient, so that long sums stay exact
 _EPS = 1e-6
+
+Array = np.ndarray[Any, Any]
 
 
 def causal_conv(x: Tensor, tail: Tensor, weight: Tensor, *, silu: bool, unit_heads: int, head_dim: int) -> Tensor:
@@ -108,13 +111,27 @@ def convolve(
 
 
 @njit(error_model="numpy")
-def shift(tail: int, x: int, after: int, batch: int, channels: int, kept: int) -> None:
-    """The tail after one token: addresses of the tails [batch, kept, channels] and of x [batch, channels]."""
-    for b in range(batch):
-        for j in range(kept):
-            place = (b * kept + j) * channels
-            for c in range(0, channels, WIDTH):
-                store(after, place + c, load(tail, place + channels + c) if j + 1 < kept else load(x, b * channels + c))
+def shift(tail: int, x: int, after: int, length: int, channels: int, kept: int) -> None:
+    """The tail of one row after its tokens: addresses of the tails [kept, channels] and of x [length, channels]."""
+    for j in range(kept):
+        t = length - kept + j
+        for c in range(0, channels, WIDTH):
+            past = load(x, t * channels + c) if t >= 0 else load(tail, (kept + t) * channels + c)
+            store(after, j * channels + c, past)
+
+
+@njit(error_model="numpy")
+def convolve_rows(
+    x: int, tail: int, weight: int, y: int, after: int, lengths: Array,
+    channels: int, width: int, silu: bool, unit_heads: int, head_dim: int,
+) -> None:  # fmt: skip
+    """`convolve` and `shift` of rows of different lengths, whose tokens stand row after row in x and y."""
+    past = 4 * (width - 1) * channels
+    for b in range(len(lengths)):
+        convolve(x, tail, weight, y, 1, lengths[b], channels, width, silu, unit_heads, head_dim)
+        shift(tail, x, after, lengths[b], channels, width - 1)
+        own = 4 * lengths[b] * channels
+        x, y, tail, after = x + own, y + own, tail + past, after + past
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

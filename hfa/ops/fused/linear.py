@@ -45,10 +45,10 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def projections(x: Tensor, matrices: Iterable[Tensor], few: bool) -> list[Tensor]:
-    """``x W^T`` for each W [N, D] and x [B, 1, D], each W read once for all rows; of a few, room for a kernel's own."""
+    """``x W^T`` for each W [M, D] and x [N, D], each W read once for all; of a few, room for a kernel's own."""
     if few:
         return [x.new_empty(len(x), len(matrix)) for matrix in matrices]
-    return [product(x[:, 0], matrix) for matrix in matrices]
+    return [product(x, matrix) for matrix in matrices]
 
 
 def turned(y: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def routed_layer_step(
     y, new_channels, new_tail = (t.new_empty(t.shape) for t in (x, channels, tail))
     taps, scores = len(weights.conv), heads * count
     x, few = x.contiguous(), decodes(x, *weights[:4])
-    projected = projections(x, weights[:3], few)
+    projected = projections(x[:, 0], weights[:3], few)
     normed = x.new_empty(batch, heads * width)
     scratch = x.new_empty(batch * (len(weights.project) + (taps + 1) * scores + heads * width))
     tensors = (
@@ -87,7 +87,8 @@ def _step(
             store(scores_tail, j * S + c, load(tail, j * W + c))
     convolve(scores, scores_tail, read_conv, query, batch, 1, S, taps, False, 0, WIDTH)
     convolve(projected, tail, conv, written, batch, 1, W, taps, False, 0, WIDTH)
-    shift(tail, projected, new_tail, batch, W, kept)
+    for b in range(batch):
+        shift(tail + 4 * b * kept * W, projected + 4 * b * W, new_tail + 4 * b * kept * W, 1, W, kept)
     for i in range(0, batch * heads * C * V, WIDTH):
         store(new_channels, i, load(channels, i))
     for b in range(batch):

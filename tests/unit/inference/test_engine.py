@@ -197,6 +197,41 @@ def test_a_long_prompt_does_not_stop_a_running_stream(start, model):
     assert steps.count("c") * 4 + steps.count("C") * 8 == 400
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_small_pieces_are_read_in_one_pass_with_the_streams(start, tiny, breaks):
+    """And each by itself where that fails; either way, answers are those of each alone."""
+    model, seen = tiny("hfa"), []
+    asked = [ask(range(3), 60), ask(range(50, 90), 4), ask(range(100, 130), 4)]
+    engine = start(model, prefill_chunk=8, long_prompt_chunk=4, state_budget_mib=8)
+    alone = [answer(engine, request)[0] for request in asked]
+    join, hidden = model.join, model.hidden
+
+    def joined(tokens, lengths, state):
+        seen.append(list(lengths))
+        if breaks:
+            raise RuntimeError("this model cannot read that")
+        return join(tokens, lengths, state)
+
+    def apart(tokens, state=None, last=None):
+        seen.append(tokens.shape[1])
+        return hidden(tokens, state, last)
+
+    model.join = joined
+
+    async def main():
+        first = engine.submit(asked[0]).events()
+        tokens = [(await anext(first)).token]
+        model.hidden = apart
+        others = await asyncio.gather(*(collect(engine.submit(request)) for request in asked[1:]))
+        return [[*tokens, *[event.token async for event in first if isinstance(event, TokenEvent)]]] + [
+            tokens for tokens, _ in others
+        ]
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == alone
+    assert [1, 4] in seen
+    assert (4 in seen) == breaks
+
+
 def test_a_short_prompt_overtakes_a_long_one(start, model):
     engine = start(model, prefill_chunk=4)
     model.gate.clear()
