@@ -143,7 +143,7 @@ class Runner:
         self.pool.take_tries(state, rows)
         for row, chunk in zip(rows, chunks, strict=True):
             row.length = chunk.end
-        by_row: dict[int, Tensor] = dict(zip(ends, logits, strict=True))
+        by_row = dict(zip(ends, logits.unbind(), strict=True))
         return [by_row.get(n) for n in range(len(rows))]
 
     def _join(self, rows: list[Row]) -> None:

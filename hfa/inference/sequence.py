@@ -101,7 +101,8 @@ class Sequence:
     def commit(self, logits: Tensor) -> FinishReason | None:
         """Take the next token from logits [V]; returns why that was the last, if it was."""
         request = self.request
-        token = sample(logits, request.sampling, self._generator, self._seen, self.tokens[len(self.prompt) :])
+        said = self.tokens[len(self.prompt) :] if request.sampling.penalises else ()
+        token = sample(logits, request.sampling, self._generator, self._seen, said)
         if self._first is None:
             self._first = time.monotonic()
         if token in request.stop_tokens:
