@@ -112,12 +112,6 @@ class Done(Summary):
     done: Literal[True] = True
 
 
-class Piece(BaseModel):
-    """One event of a stream: more text."""
-
-    text: str
-
-
 class Problem(BaseModel):
     code: str = Field(description="For programs.", examples=["rate_limited"])
     message: str = Field(description="One sentence for people.")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from typing import Any
 
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from hfa.errors import RequestError
 from hfa.serving.refusal import problem
 from hfa.serving.reply import Reply
-from hfa.serving.schemas import Answer, Done, Piece
+from hfa.serving.schemas import Answer, Done
 
 
 class EventStream(StreamingResponse):
@@ -43,22 +44,22 @@ class EventStream(StreamingResponse):
             self._reply.close()
 
 
-async def _lines(reply: Reply, count: Callable[[str], None]) -> AsyncGenerator[str]:
+async def _lines(reply: Reply, count: Callable[[str], None]) -> AsyncGenerator[bytes]:
     try:
         async with aclosing(reply.pieces()) as pieces:
             async for piece in pieces:
-                yield _event(Piece(text=piece))
+                yield _event({"text": piece})
     except RequestError as error:
         content = problem(error.status, str(error))
         count(content["error"]["code"])
-        yield f"data: {json.dumps(content)}\n\n"
+        yield _event(content)
         return
     assert reply.summary is not None
     yield _event(Done(**reply.summary.model_dump()))
 
 
-def _event(content: BaseModel) -> str:
-    return f"data: {content.model_dump_json()}\n\n"
+def _event(content: BaseModel | dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % to_json(content)
 
 
 async def whole(reply: Reply, request: Request) -> Answer | None:

@@ -42,6 +42,8 @@ class TextAssembler:
     def _pass(self, fresh: str) -> str:
         if self.stopped:
             return ""
+        if not self._stop:
+            return fresh
         text = self._held + fresh
         ends = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         if ends:
