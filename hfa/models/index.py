@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
 from hfa.nn.norm import rms_norm
-from hfa.ops.index import CHUNK
+from hfa.ops.index import CHUNK, TOGETHER
 
 GROUPS = 16  # codes of a token
-_SHARES = (4, 4, 8)  # of them describe the last token, the one before it, and what attention compares
+_SHARES = (TOGETHER, 4, 8)  # of them describe the last token, the one before it, and what attention compares
 CODES = 64  # values of a code
 _WIDTH = 64  # features of a token
 
 _WEIGHT = 0.01  # of the loss: nothing to Adam, as only the index learns from it, but to the norm that is clipped
-_SAMPLED = 1024  # queries whose attention is looked at for the loss, of which
-_LEARNT = 96  # those that look back most sharply are learnt from
+_SAMPLED = 2048  # queries whose attention is looked at for the loss, of which
+_LEARNT = 256  # those that look back most sharply are learnt from
 _KEYS = 4096  # tokens that they are told from
 _LOGITS = 1 << 21
 _NEAR = 8  # tokens that no index is needed for

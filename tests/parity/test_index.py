@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hfa.ops.index import CHUNK, Search, naive_retrieve, retrieve, retrieve_exactly, room
+from hfa.ops.index import CHUNK, TOGETHER, Search, naive_retrieve, retrieve, retrieve_exactly, room
 
 GROUPS, CODES, WIDTH = 6, 64, 16
 
@@ -64,6 +64,19 @@ def test_tokens_that_share_most_codes_are_told_apart_by_the_others(alike: float)
     chosen, _ = retrieve(scores, query, keys, codes, *empty(700, 2), torch.tensor([660]), how)
     expected = naive_retrieve(scores[0], query[0], keys[0], codes[0], 660, how)
     assert [sorted(i for i in found if i >= 0) for found in chosen[0].tolist()] == [sorted(found) for found in expected]
+
+
+def test_a_token_is_found_among_a_crowd_that_shares_a_code_with_it_whatever_stands_around_it() -> None:
+    """The crowd is of one token and split by its contexts; of that asked for, the query does not know them."""
+    scores, query, keys, codes = inputs(3000, 1, 64)
+    codes[0] = torch.randint(0, CODES, (3000, GROUPS), generator=torch.Generator().manual_seed(1))
+    codes[0, :, :TOGETHER] = torch.tensor([5, 1, 1, 1])
+    wanted = 2500  # when the crowd has taken its place already
+    codes[0, wanted, :TOGETHER] = torch.tensor([5, 2, 3, 4])
+    for group, code in enumerate(codes[0, wanted].tolist()):
+        scores[..., group, code] = 10.0 if group < TOGETHER else -10.0
+    arguments = (scores, query, keys, codes, *empty(3000, 1), torch.tensor([2999]), search(1, 4, 16))
+    assert (retrieve(*arguments)[0] == wanted).any()
 
 
 def test_a_short_list_is_of_those_nearest_by_code() -> None:

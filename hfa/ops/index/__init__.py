@@ -8,5 +8,6 @@ from hfa.ops.index.exact import retrieve_exactly
 from hfa.ops.index.naive import naive_retrieve
 from hfa.ops.index.pages import retrieve_in_pages
 from hfa.ops.index.retrieve import CHUNK, Search, retrieve, room
+from hfa.ops.index.trie import TOGETHER
 
-__all__ = ["CHUNK", "Search", "naive_retrieve", "retrieve", "retrieve_exactly", "retrieve_in_pages", "room"]
+__all__ = ["CHUNK", "TOGETHER", "Search", "naive_retrieve", "retrieve", "retrieve_exactly", "retrieve_in_pages", "room"]

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hfa.ops.index.retrieve import Search
+from hfa.ops.index.trie import TOGETHER
 
 
 class Trie(dict[int, Any]):
@@ -68,6 +69,8 @@ def _tells_apart(codes: Tensor, positions: list[int], group: int, crowded: bool)
     *_, newest, token = positions
     if crowded and codes[newest].equal(codes[token]):
         return None  # as is likely, and the kernel looks no further
+    if 0 < group + 1 < TOGETHER:
+        return group + 1
     best, least = None, len(positions)
     for turned in range(1, codes.shape[1] + 1):
         following = (group + turned) % codes.shape[1]

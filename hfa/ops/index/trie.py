@@ -3,7 +3,9 @@
 A trie is a tree of *tables*, one entry per value of a code: 0 for nothing, a table one level down (its number, and
 in the bits from `GROUP` on which code it goes by), or minus the number of a *leaf*. A leaf is a chain of chunks,
 newest first, each ``[next, tokens in the chain so far, up to 6 positions]``. A leaf of `leaf_size` tokens splits by
-the next code that tells them apart, so that thousands of tokens that share some codes cost no tables that part nothing.
+the next code that tells them apart, so that thousands of tokens that share some codes cost no tables that part nothing;
+but of the first `TOGETHER` groups, which describe the last token, none is skipped: a leaf of one token again and again
+would be split by its contexts, and another token that shares a code with it could only be found by its context, too.
 One whose codes are all the same goes on growing, and so does one that would take more than its share of tables, until
 there are more: nothing is evicted.
 
@@ -26,6 +28,7 @@ from hfa.ops.simd import prefetch
 CHUNK = 8  # numbers in a chunk of a leaf
 SPARE_TABLES, TOKENS_PER_TABLE = 64, 8  # tables that the first tokens may take, and how many each later one adds
 _HELD = CHUNK - 2  # positions among them
+TOGETHER = 4  # groups that describe one thing: the last token
 GROUP = 26  # bits of a table's number
 NUMBER = (1 << GROUP) - 1
 _INSERTED, _TABLES, _CHUNKS, _FREE = range(4)
@@ -88,12 +91,15 @@ def _tells_apart(
 ) -> int:
     """The first group, from `first` on, in which few of a leaf's newest tokens and of that at row `here` are the same.
 
-    If there is none, the one in which the fewest are; -1 where they have all codes in common.
+    If there is none, the one in which the fewest are; -1 where they have all codes in common. Among the groups of the
+    last token it is `first` itself.
     """
     groups, size = codes.shape[1], chunks[leaf, 1]
     newest = place(pages, shift, chunks[leaf, 2 + (size - 1) % _HELD])
     if size >= 2 * leaf_size and np.all(codes[newest] == codes[here]):
         return -1
+    if 0 < first < TOGETHER:
+        return first
     rows, held = np.empty(leaf_size + 1, np.int64), 1
     rows[0] = here
     while leaf and held <= leaf_size:
