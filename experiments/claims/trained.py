@@ -8,8 +8,8 @@ from typing import Any
 
 from experiments.claims.claim import REPO, Claim, Table, made_by
 from experiments.language import report as language_report
-from experiments.language.__main__ import PARAMETERS, VARIANTS
 from experiments.language.ledger import Ledger as Runs
+from experiments.language.models import PARAMETERS, VARIANTS
 from experiments.language.study import Study, score
 from experiments.retention.ledger import Ledger as Cells
 from experiments.retention.report import MEASURES, percent, short
@@ -22,40 +22,36 @@ _STATE = "experiments/state/results/trials.jsonl"
 
 
 def retention() -> Table:
-    """Storage, selection and answers of every task and length, all seeds together, and the worst seed's answers."""
+    """Storage, selection and answers of every task and length, all seeds together; of several, the worst one's, too."""
     cells = Cells(REPO / _RETENTION)
     if not cells.seeds():
-        return unrecorded("retention", ["task", "measure"])
-    together, by_seed = cells.recall(), {seed: cells.recall(seed) for seed in cells.seeds()}
-    made = made_by(next(iter(cells))["provenance"], f"{_RETENTION}, provenance")
-    lengths = sorted({length for task in together.tasks() for length in together.lengths(task)})
-    rows, claims = [], list[Claim]()
+        return unrecorded("retention", ["task", "%"])
+    together, by_seed = cells.recall(), [cells.recall(seed) for seed in cells.seeds()]
+    made = {(cell["task"], cell["length"]): made_by(cell["provenance"], f"{_RETENTION}, provenance") for cell in cells}
+    lengths = sorted({length for _, length in made})
+    claims: list[Claim] = []
 
-    def add(said: str, value: float, interval: Sequence[float] | None) -> str:
-        ends = (interval[0], interval[1]) if interval else None
-        shown = percent(value)
-        claims.append(
-            Claim(claim=f"retention: {said}", shown=shown, value=value, interval=ends, source=_RETENTION, made=made)
-        )
+    def add(said: str, task: str, length: int, value: float, interval: tuple[float, float] | None) -> str:
+        shown, said = percent(value), f"retention: {task}, {said} at {length:,} tokens"
+        where = made[task, length]
+        claims.append(Claim(claim=said, shown=shown, value=value, interval=interval, source=_RETENTION, made=where))
         return shown
 
-    for task in together.tasks():
-        for measure in MEASURES:
-            cell = [""] * len(lengths)
-            for place, length in enumerate(lengths):
-                share = together.at(task, length).share(measure)
-                if share.whole:
-                    said = f"{task}, {measure}, % of {share.whole:,} queries at {length:,} tokens"
-                    cell[place] = add(said, share.value, share.interval)
-            rows.append([task, measure, *cell])
-        worst = [""] * len(lengths)
-        for place, length in enumerate(lengths):
-            shares = [recall.at(task, length).share("answer") for recall in by_seed.values()]
-            values = [share.value for share in shares if share.whole]
-            if values:
-                worst[place] = add(f"{task}, answer, % of the worst seed at {length:,} tokens", min(values), None)
-        rows.append([task, f"answer, worst of {len(by_seed)} seeds", *worst])
-    return Table(name="retention", head=["task", "%", *map(short, lengths)], rows=rows, claims=claims)
+    def cell(task: str, length: int) -> str:
+        if (task, length) not in made:
+            return ""
+        shares = {measure: together.at(task, length).share(measure) for measure in MEASURES}
+        parts = [
+            add(f"{measure}, % of {share.whole:,} queries", task, length, share.value, share.interval)
+            for measure, share in shares.items()
+            if share.whole
+        ]
+        answers = [share.value for one in by_seed if (share := one.at(task, length).share("answer")).whole]
+        worst = f" ({add('answer, % of the worst seed', task, length, min(answers), None)})" if answers[1:] else ""
+        return " / ".join(parts) + worst
+
+    rows = [[task, *(cell(task, length) for length in lengths)] for task in together.tasks()]
+    return Table(name="retention", head=["task", *map(short, lengths)], rows=rows, claims=claims)
 
 
 def language() -> Table:
@@ -73,6 +69,8 @@ def language() -> Table:
         for name, (runs, measured) in found.items()
         if measured or (runs and not VARIANTS[name].edits)
     }
+    if not found:
+        return unrecorded("language", ["model", "validation"])
     lengths = sorted({one["length"] for _, all_ in found.values() for run in all_ for one in run["bits_per_byte"]})
     rows, claims = [], list[Claim]()
 
@@ -114,17 +112,8 @@ def state() -> Table:
             cells.append(state_report.percent(values))
             if values:
                 said = f"state: {title}, {size} floats a layer, right answers, %, length/pairs {key}"
-                ends = (min(values), max(values)) if len(values) > 1 else None
-                claims.append(
-                    Claim(
-                        claim=said,
-                        shown=cells[-1],
-                        value=statistics.mean(values),
-                        interval=ends,
-                        source=_STATE,
-                        made=made,
-                    )
-                )
+                mean, ends = statistics.mean(values), (min(values), max(values)) if len(values) > 1 else None
+                claims.append(Claim(claim=said, shown=cells[-1], value=mean, interval=ends, source=_STATE, made=made))
         rows.append([title, size, f"{records[0]['lr']:g}", str(len(records)), *cells])
     head = ["model", "floats a layer", "learning rate", "seeds", *columns]
     return Table(name="state", head=head, rows=rows, claims=claims)

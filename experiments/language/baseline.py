@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from experiments.language.__main__ import PARAMETERS, TRANSFORMER
 from experiments.language.command import command
+from experiments.language.models import PARAMETERS, TRANSFORMER
 from experiments.language.variant import Variant
 
 VARIANTS = {

@@ -31,7 +31,8 @@ def table(ledger: Ledger) -> str:
 def draw(ledger: Ledger, folder: Path) -> list[Path]:
     """A heat-map of each measure by task and length, and answers by length and depth for each task."""
     recall = ledger.recall()
-    overview = _overview(recall, folder / "retention.png", f"Retention, % of queries, {len(ledger.seeds())} seeds")
+    title = f"Retention, % of queries, seeds {', '.join(map(str, ledger.seeds()))}"
+    overview = _overview(recall, folder / "retention.png", title)
     depth = plot_recall({"hfa": recall}, folder / "answers_by_depth.png", "Right tokens, %", measure="answer")
     return [overview, depth]
 

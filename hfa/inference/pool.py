@@ -69,7 +69,7 @@ class StatePool:
         length = torch.tensor([row.length for row in rows], device=self.device)
         widest = max(1, *(len(row.pages) for row in rows))
         pages = [row.pages + [0] * (widest - len(row.pages)) for row in rows]
-        table = torch.as_tensor(np.array(pages), device=self.device)  # torch reads a list four times as slowly
+        table = torch.as_tensor(np.array(pages), device=self.device)  # torch is slow to read lists
         constants, stores, numbers = iter(recurrent), iter(self._stores), iter(range(len(self._stores)))
 
         def part(kind: type, _: Any) -> Any:

@@ -101,7 +101,7 @@ class Mixer(nn.Module, ABC):
         Returns:
             [N, D] and the state after them.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} takes rows of one length alone; see `joins`")
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one row's state after `seq_len` tokens; constant unless told otherwise."""

@@ -135,9 +135,9 @@ class Index(nn.Module):
         """How far codes are from finding what attention reads; its gradient reaches the codes alone.
 
         A sample of queries is told from many keys, those of other rows too, by how likely their codes agree; the
-        target is their attention, and a query counts as much as the token that it looks at most: while attention is
-        diffuse, it would teach that all keys are alike, from which codes do not recover. Two more terms keep the
-        codes apart: every value of a code should be used, and two codes should not say the same.
+        target is their attention, and a query counts as much as it gives to one token: while attention is diffuse, it
+        would teach that all keys are alike. Two more terms keep the codes apart: every value of a code should be used,
+        and two codes should not say the same.
 
         Args:
             query, key: features, from `forward`.

@@ -22,7 +22,7 @@ def bounded(*, head_timeout_s: float, write_timeout_s: float, max_per_address: i
 
 
 class _Connection(h11.Connection):
-    """Frames the pieces of a chunked answer itself: they change no state, and h11 takes most of a piece's time."""
+    """Frames the pieces of a chunked answer itself: they change no state of h11's, and there are many of them."""
 
     _chunked = False
 
@@ -44,7 +44,7 @@ class BoundedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _Connection(h11.SERVER)  # with the limit of a head that uvicorn has, too
+        self.conn = _Connection(h11.SERVER)  # and with h11's own limit of a head, as uvicorn's
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 

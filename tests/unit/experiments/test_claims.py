@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.claims import __main__ as command
-from experiments.claims import counted, studies
+from experiments.claims import counted, studies, trained
 from experiments.claims.claim import REPO, Table
 from experiments.claims.documents import filled, unknown_figures
 from experiments.claims.studies import tables
 from hfa.errors import HFAError
+from hfa.metrics.recall import Count, Recall
 
 
 def test_documents_carry_the_ledgers_figures_and_no_others() -> None:
@@ -149,6 +152,51 @@ class TestSpeeds:
             ["HFA, all features, over the fastest linear peer", "1.50", "-"],
             ["HFA, all features, over Llama", "3.00", "-"],
         ]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, list[dict[str, Any]]], None]:
+    """Lines of results in the place of those of the repository, which has none of most studies."""
+    monkeypatch.setattr(trained, "REPO", tmp_path)
+
+    def write(path: str, lines: list[dict[str, Any]]) -> None:
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return write
+
+
+def test_the_worst_seed_stands_beside_all_together(recorded: Callable[..., None]) -> None:
+    lines = []
+    for seed, right in ((0, 10), (1, 8)):
+        recall = Recall(depth_bins=1)
+        recall._counts["needle", 1024, None] = Count(1, 0, 10, right, 10, 10, 9)
+        where = {"seed": seed, "task": "needle", "length": 1024}
+        lines.append({**where, "recall": recall.to_json(), "provenance": {"seed": seed, "commit": "c"}})
+    recorded(trained._RETENTION, lines)
+    table = trained.retention()
+    assert (table.head, table.rows) == (["task", "1K"], [["needle", "100 / 90.00 / 90.00 (80.00)"]])
+    assert [claim.value for claim in table.claims] == [1.0, 0.9, 0.9, 0.8]
+    assert all(claim.made["commit"] == "c" for claim in table.claims)
+
+
+def test_recall_by_state_is_the_mean_over_seeds_at_the_best_rate(recorded: Callable[..., None]) -> None:
+    trained_on = ("64/4", "128/8", "256/16", "256/32", "256/64")
+    lines = [
+        {"kind": "training", "variant": "simplemind", "floats": 8192, "lr": lr, "seed": seed}
+        | {"accuracy": dict.fromkeys(trained_on, right)}
+        for lr, seed, right in ((0.002, 0, 0.25), (0.004, 0, 0.75), (0.004, 1, 1.0))
+    ]
+    recorded(trained._STATE, lines)
+    [row] = trained.state().rows
+    assert row[1:5] == ["8,192", "0.004", "2", "87.5 (lowest 75.0)"]
+
+
+def test_a_study_without_results_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(trained, "REPO", tmp_path)
+    for table in (trained.retention(), trained.language(), trained.state()):
+        assert [row[0] for row in table.rows] == ["not recorded yet"]
+        assert table.claims == []
 
 
 def test_slopes_of_time_and_memory_in_all_three_regimes() -> None:
