@@ -89,15 +89,17 @@ class Index(nn.Module):
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(4.0)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.4)))
         self.match_init()
+        for conv in (self.query_conv, self.key_conv):  # learnt, both halves come to describe the last token
+            conv.weight.requires_grad_(False)
 
     @torch.no_grad()
     def match_init(self) -> None:
         self.key.weight.copy_(self.query.weight)
         last, before = slice(_WIDTH), slice(_WIDTH, None)
-        self.query_conv.peak((1.0,), noise=0.02, channels=last)
-        self.query_conv.peak((0.0, 1.0), noise=0.02, channels=before)
-        self.key_conv.peak((0.0, 1.0), noise=0.02, channels=last)
-        self.key_conv.peak((0.0, 0.0, 1.0), noise=0.02, channels=before)
+        self.query_conv.peak((1.0,), noise=0.0, channels=last)
+        self.query_conv.peak((0.0, 1.0), noise=0.0, channels=before)
+        self.key_conv.peak((0.0, 1.0), noise=0.0, channels=last)
+        self.key_conv.peak((0.0, 0.0, 1.0), noise=0.0, channels=before)
 
     def init_state(self, batch_size: int) -> IndexState:
         tries = Tries.empty(batch_size, self.query.weight.device)
