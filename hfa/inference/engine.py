@@ -295,10 +295,10 @@ class Engine:
     def _loop(self) -> None:
         if self._threads:
             torch.set_num_threads(self._threads)
-        with torch.inference_mode():
-            while self._wait_for_work():
+        with torch.inference_mode(), woken_together() as wake:
+            while self._wait_for_work(wake):
                 try:
-                    self._step()
+                    self._step(wake)
                 except Exception as error:
                     log.exception("A step of %s failed", self.name)
                     self._end_all("error", _describe(error))
@@ -306,12 +306,14 @@ class Engine:
         while self._calls:
             self._calls.popleft()[0].set_exception(RequestError(503, f"{self.name} is shutting down."))
 
-    def _wait_for_work(self) -> bool:
+    def _wait_for_work(self, wake: Callable[[], None]) -> bool:
         with self._changed:
+            if not self._scheduler.sequences():
+                wake()
             self._changed.wait_for(lambda: self._stopping or self._calls or self._scheduler.sequences())
             return not self._stopping
 
-    def _step(self) -> None:
+    def _step(self, wake: Callable[[], None]) -> None:
         self._answer_calls()
         with self._changed:
             ended = self._scheduler.expire()
@@ -320,11 +322,10 @@ class Engine:
         with self._changed:
             plan = self._scheduler.schedule()
         self._settle(plan)
-        outputs = self._runner.run(plan)
-        with woken_together():
-            for output in outputs:
-                self._keep(output.sequence)
-                self._commit(output)
+        wake()  # those who listen to the last step, now that Python's lock will soon be theirs: the model runs without
+        for output in self._runner.run(plan):
+            self._keep(output.sequence)
+            self._commit(output)
 
     def _answer_calls(self) -> None:
         """Do what was asked of the sessions."""
@@ -412,11 +413,11 @@ class Engine:
             sequence.stash = None
 
     def _commit(self, output: Output) -> None:
-        sequence, logits, error = output
+        sequence, logits, best, error = output
         reason: FinishReason | None = None
         if logits is not None:
             try:
-                reason = sequence.commit(logits)
+                reason = sequence.commit(logits, best)
             except Exception as failure:
                 log.exception("Sampling failed for a request to %s", self.name)
                 error = failure.with_traceback(None)  # which would keep this frame, and with it the state, for a while

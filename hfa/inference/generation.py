@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TypeAlias
 
 from hfa.inference.request import Event, FinishEvent
 
-
-class _Listener(NamedTuple):
-    """Who waits for an event."""
-
-    generation: Generation
-    loop: asyncio.AbstractEventLoop
-    arrived: asyncio.Future[None]
+_Listener: TypeAlias = "tuple[Generation, asyncio.Future[None]]"  # who waits for an event; a plain tuple is made fast
 
 
 class _Held(threading.local):
@@ -30,35 +24,41 @@ _held = _Held()
 
 
 @contextmanager
-def woken_together() -> Iterator[None]:
-    """Wake whoever listens to what this thread pushes at the end, all of an event loop at once.
+def woken_together() -> Iterator[Callable[[], None]]:
+    """Wake whoever listens to what this thread pushes at the end, or when what this gives is called, all at once.
 
     Else each waking would hand Python's lock to the loop, and the engine would wait for it between any two streams.
     """
-    listeners = _held.listeners = []
+    _held.listeners = []
+
+    def wake() -> None:
+        listeners, _held.listeners = _held.listeners, []
+        if listeners:
+            _wake(listeners)
+
     try:
-        yield
+        yield wake
     finally:
+        wake()
         _held.listeners = None
-        _wake(listeners)
 
 
 def _wake(listeners: list[_Listener]) -> None:
     by_loop = defaultdict(list)
     for listener in listeners:
-        by_loop[listener.loop].append(listener)
+        by_loop[listener[1].get_loop()].append(listener)
     for loop, waiting in by_loop.items():
         try:
             loop.call_soon_threadsafe(_arrived, waiting)
         except RuntimeError:  # the listeners' loop is closed: nobody will read this
-            for listener in waiting:
-                listener.generation.cancel()
+            for generation, _ in waiting:
+                generation.cancel()
 
 
 def _arrived(listeners: list[_Listener]) -> None:
-    for listener in listeners:
-        if not listener.arrived.done():  # who waited may have been cancelled
-            listener.arrived.set_result(None)
+    for _, arrived in listeners:
+        if not arrived.done():  # who waited may have been cancelled
+            arrived.set_result(None)
 
 
 class Generation:
@@ -112,24 +112,24 @@ class Generation:
         """The iterator itself, for those who want to close it at a moment of their own."""
         try:
             while not self._finished:
-                event = await self._next()
-                self._finished = isinstance(event, FinishEvent)
+                event = await self.next()
                 yield event
         finally:
             if not self._finished:
                 self.cancel()
 
-    async def _next(self) -> Event:
-        loop = asyncio.get_running_loop()
+    async def next(self) -> Event:
+        """The next event, for those who cancel by themselves when they stop asking before the last one."""
         while True:
             with self._lock:
                 while self._events:
                     event = self._events.popleft()
-                    if isinstance(event, FinishEvent):
+                    if type(event) is FinishEvent:
+                        self._finished = True
                         return event
                     if not self._cancelled:
                         self.num_given += 1
                         return event
-                arrived = loop.create_future()
-                self._listener = _Listener(self, loop, arrived)
+                arrived = asyncio.get_running_loop().create_future()
+                self._listener = self, arrived
             await arrived

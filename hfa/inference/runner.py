@@ -14,9 +14,11 @@ from torch import Tensor
 from hfa.inference.device import CPU
 from hfa.inference.pool import StatePool
 from hfa.inference.row import Row, Stash
+from hfa.inference.sampling import likeliest
 from hfa.inference.scheduler import Chunk, Plan
 from hfa.inference.sequence import Sequence
 from hfa.models import LanguageModel
+from hfa.models.state import State
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Output(NamedTuple):
 
     sequence: Sequence
     logits: Tensor | None = None  # [V]
+    best: int | None = None  # what `likeliest` says of them, where it was asked
     error: Exception | None = None
 
 
@@ -52,6 +55,7 @@ class Runner:
         self._packed = model.pack(dtype)
         self._rows: list[Row] = []  # the batch, in the order of
         self._batch: list[Tensor] = []  # its tensors of constant size, each [B, ...]
+        self._handed: tuple[State, list[int]] | None = None  # its state after a step, and how many pages each row had
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +82,7 @@ class Runner:
     def recurrent(self, row: Row) -> list[Tensor]:
         """The tensors of constant size of a row, wherever they are."""
         if row in self._rows:
+            self._unpack()
             at = self._rows.index(row)
             return [x[at : at + 1] for x in self._batch]
         return row.recurrent or []
@@ -121,17 +126,16 @@ class Runner:
         if not chunks:
             return []
         try:
-            logits = self.attempt(partial(self._step, chunks))
-            return [Output(chunk.sequence, row) for chunk, row in zip(chunks, logits, strict=True)]
+            return self.attempt(partial(self._step, chunks))
         except Exception as error:
             log.warning("A batch of %d failed (%s); each row is tried by itself", len(chunks), error)
             return [self._guard(chunk) for chunk in chunks]
 
-    def _step(self, chunks: list[Chunk]) -> list[Tensor | None]:
+    def _step(self, chunks: list[Chunk]) -> list[Output]:
         rows, lengths = [chunk.sequence.active for chunk in chunks], [chunk.end - chunk.start for chunk in chunks]
         self._join(rows)
         tokens = [token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]]
-        inputs, state = torch.tensor(tokens, device=self.device), self.pool.rows(rows, self._batch)
+        inputs, state = torch.tensor(tokens, device=self.device), self._state_of(rows)
         ends = [n for n, chunk in enumerate(chunks) if chunk.end == len(chunk.sequence.tokens)]
         with self._precision():
             if len(ends) == len(tokens):
@@ -139,17 +143,31 @@ class Runner:
             else:
                 hidden, state = self.model.join(inputs, lengths, state)
                 logits = self.model.head(hidden[ends])
-        self._batch = self.pool.recurrent(state)
-        self.pool.take_tries(state, rows)
+        said = dict(zip(ends, zip(logits.unbind(), likeliest(logits), strict=True), strict=True))
+        self._handed = state, [len(row.pages) for row in rows]
         for row, chunk in zip(rows, chunks, strict=True):
             row.length = chunk.end
-        by_row = dict(zip(ends, logits.unbind(), strict=True))
-        return [by_row.get(n) for n in range(len(rows))]
+        return [Output(chunk.sequence, *said.get(n, ())) for n, chunk in enumerate(chunks)]
+
+    def _state_of(self, rows: list[Row]) -> State:
+        """The state of the batch: what the model handed back, unless a row has got a page since."""
+        if self._handed is not None and [len(row.pages) for row in rows] == self._handed[1]:
+            return self._handed[0]
+        self._unpack()
+        return self.pool.rows(rows, self._batch)
+
+    def _unpack(self) -> None:
+        """Take apart what the model handed back last, which until now nobody wanted row by row."""
+        if self._handed is not None:
+            state = self._handed[0]
+            self._batch, self._handed = self.pool.recurrent(state), None
+            self.pool.take_tries(state, self._rows)
 
     def _join(self, rows: list[Row]) -> None:
         """Make the batch consist of these rows, in this order."""
         if rows == self._rows:
             return
+        self._unpack()
         for row in [row for row in self._rows if row not in rows]:
             self._part(row)
         new = [row for row in rows if row not in self._rows]
@@ -169,6 +187,7 @@ class Runner:
 
     def _part(self, row: Row) -> None:
         if row in self._rows:
+            self._unpack()
             at = self._rows.index(row)
             row.recurrent = [x[at : at + 1].clone() for x in self._batch]
             self._leave(row)
@@ -177,6 +196,7 @@ class Runner:
         """Close the gap that a row leaves in the batch."""
         if row not in self._rows:
             return
+        self._unpack()
         kept = [i for i, one in enumerate(self._rows) if one is not row]
         where = torch.tensor(kept, dtype=torch.long, device=self.device)
         self._batch = [x.index_select(0, where) for x in self._batch]
@@ -202,5 +222,6 @@ class Runner:
     def _move_to_cpu(self) -> None:
         self.model.to(CPU)
         self._packed = self.model.pack(self.dtype)
+        self._unpack()
         self.pool.move_to_cpu()
         self._batch = [x.to(CPU) for x in self._batch]

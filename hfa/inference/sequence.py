@@ -98,11 +98,11 @@ class Sequence:
             return "cancelled"
         return "deadline" if time.monotonic() >= self.deadline else None
 
-    def commit(self, logits: Tensor) -> FinishReason | None:
-        """Take the next token from logits [V]; returns why that was the last, if it was."""
+    def commit(self, logits: Tensor, best: int | None = None) -> FinishReason | None:
+        """Take the next token from logits [V], whose likeliest is `best`; returns why that was the last, if it was."""
         request = self.request
         said = self.tokens[len(self.prompt) :] if request.sampling.penalises else ()
-        token = sample(logits, request.sampling, self._generator, self._seen, said)
+        token = sample(logits, request.sampling, self._generator, self._seen, said, best)
         if self._first is None:
             self._first = time.monotonic()
         if token in request.stop_tokens:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from hfa.errors import RequestError
 from hfa.inference import FinishEvent, FinishReason, Generation, GenerationRequest, Timing, TokenEvent
@@ -86,18 +85,20 @@ class Reply:
         """
         end: FinishEvent | None = None
         try:
-            async with aclosing(self._generation.events()) as events:
-                async for event in events:
-                    if isinstance(event, FinishEvent):
-                        end = event
-                    else:
-                        self._count += 1
-                        self.tokens.append(event)
-                        if piece := self._text.feed(event.token):
-                            yield piece
+            while end is None:
+                event = await self._generation.next()
+                if isinstance(event, FinishEvent):
+                    end = event
+                    break
+                self._count += 1
+                self.tokens.append(event)
+                if piece := self._text.feed(event.token):
+                    yield piece
             if rest := self._text.flush():
                 yield rest
         finally:
+            if end is None:
+                self._generation.cancel()
             self._keep(end)
         assert end is not None  # every generation ends with one
         self._raise_if_empty_handed(end)

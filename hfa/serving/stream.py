@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -34,8 +34,8 @@ class EventStream(StreamingResponse):
 
     def __init__(self, reply: Reply, count: Callable[[str], None], headers: Mapping[str, str] | None = None) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})}
-        super().__init__(_lines(reply, count), media_type="text/event-stream", headers=headers)
-        self._reply = reply
+        super().__init__((), media_type="text/event-stream", headers=headers)
+        self._reply, self._count = reply, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -43,19 +43,22 @@ class EventStream(StreamingResponse):
         finally:
             self._reply.close()
 
-
-async def _lines(reply: Reply, count: Callable[[str], None]) -> AsyncGenerator[bytes]:
-    try:
-        async with aclosing(reply.pieces()) as pieces:
-            async for piece in pieces:
-                yield _event({"text": piece})
-    except RequestError as error:
-        content = problem(error.status, str(error))
-        count(content["error"]["code"])
-        yield _event(content)
-        return
-    assert reply.summary is not None
-    yield _event(Done(**reply.summary.model_dump()))
+    async def stream_response(self, send: Send) -> None:
+        """Send it all."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._reply.pieces()) as pieces:
+                async for piece in pieces:
+                    body = _event({"text": piece})
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            assert self._reply.summary is not None
+            last = _event(Done(**self._reply.summary.model_dump()))
+        except RequestError as error:
+            content = problem(error.status, str(error))
+            self._count(content["error"]["code"])
+            last = _event(content)
+        await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _event(content: BaseModel | dict[str, Any]) -> bytes:

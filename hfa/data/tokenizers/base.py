@@ -70,11 +70,12 @@ class ByteLevelTokenizer(abc.ABC):
         Raises:
             DataError: an id outside the vocabulary.
         """
-        ids = [int(token) for token in tokens]
-        if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
-            outside = next(i for i in ids if not 0 <= i < self.vocab_size)
-            raise DataError(f"token id {outside} is not one of the {self.vocab_size} of the {self.name} tokenizer.")
-        return b"".join([self._pieces[i] for i in ids])
+        found = []
+        for token in tokens:
+            if not 0 <= token < self.vocab_size:
+                raise DataError(f"token id {token} is not one of the {self.vocab_size} of the {self.name} tokenizer.")
+            found.append(self._pieces[token])
+        return b"".join(found)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`; bytes that are not UTF-8 become U+FFFD."""

@@ -338,9 +338,9 @@ def test_a_failed_request_is_let_go_at_once(start, model, monkeypatch):
     engine, made = start(model), []
     commit = Sequence.commit
 
-    def noted(sequence, logits):
+    def noted(sequence, *logits):
         made.append(weakref.ref(sequence))
-        return commit(sequence, logits)
+        return commit(sequence, *logits)
 
     monkeypatch.setattr(Sequence, "commit", noted)
     monkeypatch.setattr(engine_module.log, "exception", lambda *_: None)  # pytest keeps records, with their frames
