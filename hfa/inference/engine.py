@@ -171,6 +171,7 @@ class Engine:
         self._swap_budget = settings.swap_budget_mib * 2**20
         self._swapped = 0
         self._arrivals = itertools.count()
+        self._wake: Callable[[], None] = lambda: None  # whoever listens to what the engine's thread has pushed
         self._changed = threading.Condition(threading.RLock())  # guards the scheduler
         self._accepting = True
         self._stopping = False
@@ -295,10 +296,10 @@ class Engine:
     def _loop(self) -> None:
         if self._threads:
             torch.set_num_threads(self._threads)
-        with torch.inference_mode(), woken_together() as wake:
-            while self._wait_for_work(wake):
+        with torch.inference_mode(), woken_together() as self._wake:
+            while self._wait_for_work():
                 try:
-                    self._step(wake)
+                    self._step()
                 except Exception as error:
                     log.exception("A step of %s failed", self.name)
                     self._end_all("error", _describe(error))
@@ -306,14 +307,14 @@ class Engine:
         while self._calls:
             self._calls.popleft()[0].set_exception(RequestError(503, f"{self.name} is shutting down."))
 
-    def _wait_for_work(self, wake: Callable[[], None]) -> bool:
+    def _wait_for_work(self) -> bool:
         with self._changed:
             if not self._scheduler.sequences():
-                wake()
+                self._wake()
             self._changed.wait_for(lambda: self._stopping or self._calls or self._scheduler.sequences())
             return not self._stopping
 
-    def _step(self, wake: Callable[[], None]) -> None:
+    def _step(self) -> None:
         self._answer_calls()
         with self._changed:
             ended = self._scheduler.expire()
@@ -322,13 +323,15 @@ class Engine:
         with self._changed:
             plan = self._scheduler.schedule()
         self._settle(plan)
-        wake()  # those who listen to the last step, now that Python's lock will soon be theirs: the model runs without
+        self._wake()  # those who listen to the last step: while the model runs, Python's lock is free for them
         for output in self._runner.run(plan):
             self._keep(output.sequence)
             self._commit(output)
 
     def _answer_calls(self) -> None:
         """Do what was asked of the sessions."""
+        if self._calls:
+            self._wake()  # nobody waits for what may take long; so it is wherever this is called
         while self._calls:
             future, call = self._calls.popleft()
             if not future.set_running_or_notify_cancel():
@@ -343,6 +346,7 @@ class Engine:
 
     def _begin(self, sequence: Sequence) -> Row:
         """The state that an admitted sequence starts from: its own, its session's, or that of a checkpoint."""
+        self._wake()
         if sequence.stash is not None:
             sequence.position = sequence.stash.length
             return Row()
@@ -398,6 +402,7 @@ class Engine:
 
     def _set_aside(self, sequence: Sequence) -> None:
         """Keep the state of a sequence that is preempted; without one, its tokens are read again."""
+        self._wake()
         row = sequence.active
         if sequence.stash is not None or not row.length:
             return  # it has not got its state back yet, or none

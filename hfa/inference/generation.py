@@ -119,7 +119,13 @@ class Generation:
                 self.cancel()
 
     async def next(self) -> Event:
-        """The next event, for those who cancel by themselves when they stop asking before the last one."""
+        """The next event, for those who cancel by themselves when they stop asking before the last one.
+
+        Raises:
+            RuntimeError: the last one was handed out.
+        """
+        if self._finished:
+            raise RuntimeError("a generation is read once, up to its FinishEvent")
         while True:
             with self._lock:
                 while self._events:

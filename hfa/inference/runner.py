@@ -144,7 +144,7 @@ class Runner:
                 hidden, state = self.model.join(inputs, lengths, state)
                 logits = self.model.head(hidden[ends])
         said = dict(zip(ends, zip(logits.unbind(), likeliest(logits), strict=True), strict=True))
-        self._handed = state, [len(row.pages) for row in rows]
+        self._handed, self._batch = (state, [len(row.pages) for row in rows]), []  # which has them now
         for row, chunk in zip(rows, chunks, strict=True):
             row.length = chunk.end
         return [Output(chunk.sequence, *said.get(n, ())) for n, chunk in enumerate(chunks)]

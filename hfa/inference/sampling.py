@@ -98,7 +98,7 @@ def sample(
 
 def likeliest(logits: Tensor) -> list[int]:
     """The likeliest token of each row, logits [B, V]; `NOTHING` where they are no distribution."""
-    values = logits.float().cpu().numpy()
+    values = logits.detach().float().cpu().numpy()
     best = values.argmax(-1).tolist()  # NaN is greater than all; torch's own takes four times as long
     return [token if math.isfinite(values.item(row, token)) else NOTHING for row, token in enumerate(best)]
 

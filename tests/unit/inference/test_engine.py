@@ -593,3 +593,35 @@ def test_a_model_too_large_for_its_device_is_placed_on_the_cpu(model, caplog):
 def test_an_unknown_device_names_the_key(device, limits):
     with pytest.raises(ConfigError, match=r"engine\.device: got .* expected auto, cpu, cuda"):
         from_mapping(EngineConfig, limits | {"device": device}, "engine")
+
+
+def test_nobody_waits_for_a_token_while_a_session_is_attended_to(start, model, monkeypatch):
+    """Listeners are woken just before the next step of the model, and what comes before it may take long."""
+    engine, done, asked = start(model), threading.Event(), []
+    run = engine._runner.run
+
+    def run_and_call(plan):
+        outputs = run(plan)
+        if not asked:
+            asked.append(engine.call(lambda _: done.wait(20)))  # answered before the next step
+        return outputs
+
+    monkeypatch.setattr(engine._runner, "run", run_and_call)
+
+    async def main():
+        try:
+            await asyncio.wait_for(anext(engine.submit(ask()).events()), 10)
+        finally:
+            done.set()
+
+    asyncio.run(main())
+
+
+def test_a_generation_is_read_once(start, model):
+    async def main():
+        generation = start(model).submit(ask(max_tokens=1))
+        await collect(generation)
+        with pytest.raises(RuntimeError, match="once"):
+            await generation.next()
+
+    asyncio.run(main())
