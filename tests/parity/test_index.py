@@ -113,11 +113,23 @@ def test_pieces_of_any_length_build_the_same_index() -> None:
         assert torch.equal(one, other)
 
 
-def test_the_newest_of_a_full_leaf_are_looked_at() -> None:
+def test_of_a_full_leaf_each_trie_looks_at_other_tokens() -> None:
+    """All codes are equal, and the leaf is the same in every trie."""
     scores, query, keys, codes = inputs(5000, 1, 1)
-    chosen, touched = retrieve(scores, query, keys, codes, *empty(5000, 2), torch.tensor([4999]), search(2, 4, 32, 5))
-    assert touched.item() == 32
-    assert chosen.min() >= 4996 - 16 - 32
+    limit = 4996 - 16
+    everything = search(2, 4, 32, 100)
+    chosen, touched = retrieve(scores, query, keys, codes, *empty(5000, 2), torch.tensor([4999]), everything)
+    assert touched.item() == 64
+    assert sorted(chosen[chosen >= 0].tolist()) == list(range(limit - 64, limit))
+    keys[0, limit - 64] = 100 * query[0, 0]
+    best, _ = retrieve(scores, query, keys, codes, *empty(5000, 2), torch.tensor([4999]), search(2, 4, 32, 16))
+    assert limit - 64 in best[0, 0]
+
+
+def test_a_leaf_that_is_a_little_too_full_is_looked_at_whole() -> None:
+    scores, query, keys, codes = inputs(59, 1, 1)
+    chosen, _ = retrieve(scores, query, keys, codes, *empty(59, 4), torch.tensor([59]), search(4, 4, 32, 100))
+    assert sorted(chosen[chosen >= 0].tolist()) == list(range(56 - 16))
 
 
 def held(tables: torch.Tensor, chunks: torch.Tensor) -> list[int]:

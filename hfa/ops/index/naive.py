@@ -37,9 +37,10 @@ def naive_retrieve(
             inserted += 1
         regret = measure_regret(scores[t], search.regret_cap)
         distances: dict[int, float] = {}
-        for trie in tries:
+        for number, trie in enumerate(tries):
             for leaf in _descend(trie, regret, search.beam):
-                for position in leaf[-search.leaf_size :]:
+                passed = max(0, min(number * search.leaf_size, len(leaf) - search.leaf_size))
+                for position in leaf[: len(leaf) - passed][-search.leaf_size :]:
                     distances[position] = float(regret[range(groups), codes[position].long()].sum())
         shortlist = sorted(distances, key=distances.__getitem__)[: search.num_ranked]
         ranked = sorted(shortlist, key=lambda position: -float(query[t] @ keys[position]))

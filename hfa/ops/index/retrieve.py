@@ -25,7 +25,7 @@ class Search(NamedTuple):
     num_retrieved: int
     num_trees: int
     beam: int  # leaves looked at in each trie
-    leaf_size: int  # tokens looked at in each leaf, the newest; a fuller one splits while it can
+    leaf_size: int  # tokens looked at in each leaf; a fuller one splits while it can, else each trie looks at others
     num_ranked: int  # tokens ranked by their keys, those nearest by code
     regret_cap: float = 2.25  # what the least likely code of a group costs, in spreads of the group's scores
 

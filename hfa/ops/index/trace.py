@@ -46,7 +46,8 @@ def trace(scores: Tensor, codes: Tensor, tables: Tensor, chunks: Tensor, search:
                 node = int(table[node & NUMBER, code])
                 group = node >> GROUP
             cost = sum(float(regret[group, code]) for group, code in path)
-            found.append(Leaf(trie, path, cost, len(tokens), tokens[: search.leaf_size]))
+            first = max(0, min(trie * search.leaf_size, len(tokens) - search.leaf_size))
+            found.append(Leaf(trie, path, cost, len(tokens), tokens[first : first + search.leaf_size]))
     return found
 
 

@@ -277,8 +277,10 @@ def retrieve_row(
             leaves = descend(regret, tables, tree, tree * groups // num_trees, nodes, costs, below, below_costs)
             for leaf in range(leaves):
                 chunk, left = -nodes[leaf], leaf_size
+                passed = _passed(tree, chunks[chunk, 1], leaf_size)
                 while chunk and left:
-                    for i in range((chunks[chunk, 1] - 1) % _HELD, -1, -1):
+                    filled = (chunks[chunk, 1] - 1) % _HELD + 1
+                    for i in range(filled - 1 - passed, -1, -1):
                         if left == 0:
                             break
                         left -= 1
@@ -292,6 +294,7 @@ def retrieve_row(
                         candidates[looked] = position
                         prefetch(codes.ctypes.data + np.intp(place(pages, shift, position)) * groups, 0)
                         looked += 1
+                    passed = max(0, passed - filled)
                     chunk = chunks[chunk, 0]
         listed, held = 0, 0
         for i in range(looked):
@@ -308,6 +311,15 @@ def retrieve_row(
             held = _keep_least(opposed, best, held, -product, nearest[i - _AHEAD])
         chosen[t, :held] = best[:held]
         touched[t] = looked
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _passed(tree: int, size: int, leaf_size: int) -> int:
+    """How many of a leaf's newest tokens a trie leaves to those before it.
+
+    A leaf that outgrew `leaf_size` holds what no code tells apart, the same tokens in every trie.
+    """
+    return max(0, min(tree * leaf_size, size - leaf_size))
 
 
 @njit(nogil=True, cache=True, fastmath=True)
