@@ -51,6 +51,7 @@ class AnchorSettings(FlowSettings):
     num_ranked: PositiveInt  # of all those, the nearest by code are ranked by their keys; the best are read
     read_all: NonNegativeInt  # tokens of a training example up to which all are read: what is never read is not learnt
     logit_scale: PositiveFloat  # of the sharpest head's attention at the start; learnt from there
+    logn_length: PositiveInt  # tokens of context from which it grows as their logarithm
 
     def check(self) -> None:
         super().check()
@@ -60,6 +61,8 @@ class AnchorSettings(FlowSettings):
             raise ConfigError("window", self.window, f"a multiple of block_size={self.block_size}")
         if self.num_ranked < self.num_retrieved:
             raise ConfigError("num_ranked", self.num_ranked, f"at least num_retrieved={self.num_retrieved}")
+        if self.logn_length < 2:
+            raise ConfigError("logn_length", self.logn_length, "at least 2", "a context of 1 token has no logarithm")
         if self.num_trees > GROUPS:
             raise ConfigError("num_trees", self.num_trees, f"at most {GROUPS}, one for every first code")
         unused = set(self.pattern) - set(self.kinds)
@@ -86,9 +89,10 @@ class Anchor(Mixer):
     """The exact memory: every key and value stays; a query reads a window and what it retrieves.
 
     No positional encoding, unit-norm queries and keys, a learnt logit scale, and short convolutions that let a key
-    describe the tokens before its own. `match_init` starts every head as a content-addressed copy. Training reads all
-    of an example that is short enough (`read_all`): an association that the index cannot find yet is never read, and
-    what is never read gets no gradient.
+    describe the tokens before its own. In a context of n tokens the scale is ``log n / log logn_length`` times what is
+    learnt, and at least that (Su Jianlin 2021, as in Qwen-7B; SSMax, arXiv 2501.19399). `match_init` starts every head
+    as a content-addressed copy. Training reads all of an example that is short enough (`read_all`): an association
+    that the index cannot find yet is never read, and what is never read gets no gradient.
     """
 
     decodes: ClassVar[bool] = True  # whether one kernel makes a step of the layer
@@ -108,6 +112,7 @@ class Anchor(Mixer):
         )
         memory_width = memory_heads * self.head_dim
         self.read_all = settings.read_all
+        self.logn_length = settings.logn_length
         self.query = Linear(width, width, bias=False)
         self.key = Linear(width, memory_width, bias=False)
         self.value = Linear(width, memory_width, bias=False)
@@ -161,7 +166,10 @@ class Anchor(Mixer):
         start = state.memory.length + x.shape[1] - asks
         query, query_tail = self.query_conv.of_last(x, self.query, state.query_tail, asks)
         key, key_tail = self.key_conv(self.key(x), state.key_tail)
-        q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * self.log_scale.exp()[:, None]
+        seen = start[:, None] + torch.arange(1, asks + 1, device=start.device)  # tokens, [B, A]
+        growth = (seen.double().log() / math.log(self.logn_length)).clamp(min=1.0)
+        scale = growth.to(query.dtype)[..., None, None] * self.log_scale.exp()[:, None]
+        q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * scale
         k = l2_norm(key.unflatten(-1, (self.num_memory_heads, self.head_dim)))
         v = self.value(x).unflatten(-1, (self.num_memory_heads, self.head_dim)).to(k.dtype)  # autocast keeps norms
         ranking = q.detach().unflatten(2, (self.num_memory_heads, -1)).sum(3).flatten(2)  # all heads choose together
@@ -213,7 +221,7 @@ class Anchor(Mixer):
             tries = self._prepared(lookup.tries, memory, state.memory, self._near_from(state.memory.length, 1))
             rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
         tails = state.query_tail, state.key_tail, lookup.query_tail, lookup.key_tail
-        y, after = anchor_step(x, tails, rows, lengths, self._weights(), self.search)
+        y, after = anchor_step(x, tails, rows, lengths, self._weights(), self.search, self.logn_length)
         return y, AnchorState(memory, IndexState(after[2], after[3], tries), after[0], after[1])
 
     def _weights(self) -> AnchorWeights:

@@ -109,6 +109,7 @@ def test_anchor_layer(rows: int, heads: int, memory_heads: int, conv_width: int)
         "num_retrieved": 4,
         "num_ranked": 6,
         "leaf_size": 3,
+        "logn_length": 8,
     }
     node = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF), sizes))
     assert isinstance(node, dict)

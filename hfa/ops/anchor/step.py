@@ -73,6 +73,7 @@ def anchor_step(
     lengths: Sequence[int],
     weights: AnchorWeights,
     search: Search,
+    logn_length: int,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """What :class:`hfa.models.anchor.Anchor` computes for a few tokens a row, without gradients, float32 on the CPU.
 
@@ -84,6 +85,7 @@ def anchor_step(
         rows: B of them.
         lengths: new tokens of each row, at least 1; N together.
         search: how far to look.
+        logn_length: tokens of context from which the logit scale grows as their logarithm.
 
     Returns:
         y [N, D], and the tails after the tokens.
@@ -105,7 +107,8 @@ def anchor_step(
     tensors = (x, *weights, *projected, *tails, *after, read, y, scratch)
     _step(
         tuple(tensor.data_ptr() for tensor in tensors), table, np.array(lengths, np.int64), few,
-        heads, width, memory_width, features, len(weights.query_conv), groups, 4 * values // groups, *search,
+        heads, width, memory_width, features, len(weights.query_conv), groups, 4 * values // groups,
+        1 / math.log(logn_length), *search,
     )  # fmt: skip
     if not few:
         y = product(read, weights.out)
@@ -130,7 +133,7 @@ def _at(typing_context: Any, address: Any) -> Any:
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(
     tensors: tuple[int, ...], rows: Array, lengths: Array, project: bool,
-    heads: int, width: int, memory_width: int, features: int, taps: int, groups: int, codes: int,
+    heads: int, width: int, memory_width: int, features: int, taps: int, groups: int, codes: int, growth: float,
     window: int, block: int, num_retrieved: int, num_trees: int, beam: int, leaf_size: int, num_ranked: int, cap: float,
 ) -> None:  # fmt: skip
     (
@@ -179,8 +182,9 @@ def _step(
             store(keys, here * memory_width + c, load(k, c))
             store(values, here * memory_width + c, load(v, c))
             store(ranking, c, splat(0.0))
+        grown = max(1.0, math.log(start + 1) * growth)
         for h in range(heads):
-            scale = splat(math.exp(first(one(log_scale, h))))
+            scale = splat(math.exp(first(one(log_scale, h))) * grown)
             group = h // (heads // memory_heads) * head_dim
             for c in range(0, head_dim, WIDTH):
                 store(q, h * head_dim + c, load(q, h * head_dim + c) * scale)
