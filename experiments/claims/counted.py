@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,18 @@ def work_titles() -> list[str]:
     ]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What torch allocates depends on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def count(name: str) -> dict[str, tuple[float, str]]:
     """The figures of one of conf/model, and how each is shown."""
     config = our_config(name)
