@@ -93,7 +93,7 @@ class Study:
         folder = self.folder(name, lr, seed)
         shutil.rmtree(folder, ignore_errors=True)  # cut off
         console.print(f"\n[bold]{name}[/bold], learning rate {lr:g}, seed {seed}")
-        seconds = run(f"experiment={self.experiment}", *overrides, f"hydra.run.dir={folder}")
+        seconds = run(f"experiment={self.experiment}", *overrides, f"hydra.run.dir={_said(folder)}")
         record = training_record(folder) | {"seconds": seconds, "variant": name, "overrides": overrides}
         self.ledger.append({"kind": "training", "study": self.name, "lr": lr, "seed": seed, **record})
         console.print(
@@ -117,9 +117,9 @@ class Study:
         seconds = run(
             "mode=evaluate",
             f"experiment={self.experiment}",
-            f"checkpoint={artifact}",
+            f"checkpoint={_said(artifact)}",
             f"seed={seed}",
-            f"hydra.run.dir={folder}",
+            f"hydra.run.dir={_said(folder)}",
             *self.evaluation,
         )
         measured = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -220,6 +220,11 @@ def edited(artifact: Path, folder: Path, edits: Mapping[str, Any]) -> Path:
     description["model"] |= edits
     path.write_text(json.dumps(description, indent=2, sort_keys=True), encoding="utf-8")
     return folder
+
+
+def _said(path: Path) -> Path:
+    """As commands are recorded: from the repository on, wherever that is."""
+    return path.relative_to(REPO) if path.is_relative_to(REPO) else path
 
 
 def cpu() -> str:

@@ -89,11 +89,11 @@ class Reply:
                 event = await self._generation.next()
                 if isinstance(event, FinishEvent):
                     end = event
-                    break
-                self._count += 1
-                self.tokens.append(event)
-                if piece := self._text.feed(event.token):
-                    yield piece
+                else:
+                    self._count += 1
+                    self.tokens.append(event)
+                    if piece := self._text.feed(event.token):
+                        yield piece
             if rest := self._text.flush():
                 yield rest
         finally:

@@ -34,6 +34,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, reply: Reply, count: Callable[[str], None], headers: Mapping[str, str] | None = None) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})}
+        # nothing to iterate over: `stream_response` sends the pieces itself; each layer between is paid for every token
         super().__init__((), media_type="text/event-stream", headers=headers)
         self._reply, self._count = reply, count
 

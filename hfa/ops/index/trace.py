@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from hfa.ops.index.retrieve import Search
-from hfa.ops.index.trie import CHUNK, GROUP, NUMBER, descend, measure_regret
+from hfa.ops.index.trie import CHUNK, GROUP, NUMBER, descend, measure_regret, passed_over
 
 
 class Leaf(NamedTuple):
@@ -46,7 +46,7 @@ def trace(scores: Tensor, codes: Tensor, tables: Tensor, chunks: Tensor, search:
                 node = int(table[node & NUMBER, code])
                 group = node >> GROUP
             cost = sum(float(regret[group, code]) for group, code in path)
-            first = max(0, min(trie * search.leaf_size, len(tokens) - search.leaf_size))
+            first = passed_over(trie, len(tokens), search.leaf_size)
             found.append(Leaf(trie, path, cost, len(tokens), tokens[first : first + search.leaf_size]))
     return found
 

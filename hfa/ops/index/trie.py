@@ -277,7 +277,7 @@ def retrieve_row(
             leaves = descend(regret, tables, tree, tree * groups // num_trees, nodes, costs, below, below_costs)
             for leaf in range(leaves):
                 chunk, left = -nodes[leaf], leaf_size
-                passed = _passed(tree, chunks[chunk, 1], leaf_size)
+                passed = passed_over(tree, chunks[chunk, 1], leaf_size)
                 while chunk and left:
                     filled = (chunks[chunk, 1] - 1) % _HELD + 1
                     for i in range(filled - 1 - passed, -1, -1):
@@ -314,7 +314,7 @@ def retrieve_row(
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _passed(tree: int, size: int, leaf_size: int) -> int:
+def passed_over(tree: int, size: int, leaf_size: int) -> int:
     """How many of a leaf's newest tokens a trie leaves to those before it.
 
     A leaf that outgrew `leaf_size` holds what no code tells apart, the same tokens in every trie.
