@@ -31,8 +31,6 @@ from hfa.ops.simd import WIDTH, suits, tracked
 _QUERY_TAPS = (0.6, 0.3, 0.15)
 _KEY_TAPS = (0.0, 0.6, 0.3, 0.15)
 
-_INDEX_TAPS = 3  # of an index's convolutions, which only shift: to the token before the last
-
 # How much sharper the first head is than the last. A sharp head is not diluted by many near misses, and a soft one
 # goes on learning of keys that it does not match yet.
 _SCALES = 4.0
@@ -63,9 +61,6 @@ class AnchorSettings(FlowSettings):
             raise ConfigError("window", self.window, f"a multiple of block_size={self.block_size}")
         if self.num_ranked < self.num_retrieved:
             raise ConfigError("num_ranked", self.num_ranked, f"at least num_retrieved={self.num_retrieved}")
-        if "anchor" in self.kinds and self.conv_width < _INDEX_TAPS:
-            remedy = "an index describes a token by the one before the last"
-            raise ConfigError("conv_width", self.conv_width, f"at least {_INDEX_TAPS}", remedy)
         if self.logn_length < 2:
             raise ConfigError("logn_length", self.logn_length, "at least 2", "a context of 1 token has no logarithm")
         if self.num_trees > GROUPS:

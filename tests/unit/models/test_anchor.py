@@ -1,4 +1,4 @@
-"""The logit scale of an anchor layer, and what its index needs."""
+"""The logit scale of an anchor layer."""
 
 from __future__ import annotations
 
@@ -41,11 +41,6 @@ def test_beyond_its_length_the_logit_scale_grows_as_the_logarithm_of_the_context
     torch.testing.assert_close(last, constant(tokens)[0][:, -1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("key", "value"), [("conv_width", 2), ("logn_length", 1)])
-def test_what_an_anchor_layer_cannot_be_made_with_is_said(key: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"{key}.*at least"):
-        build(**{key: value})
-
-
-def test_a_flow_alone_may_have_any_convolution() -> None:
-    assert build(conv_width=1, pattern=["flow"]).num_parameters
+def test_a_length_without_a_logarithm_is_refused() -> None:
+    with pytest.raises(ConfigError, match="logn_length.*at least 2"):
+        build(logn_length=1)
