@@ -42,5 +42,5 @@ def test_beyond_its_length_the_logit_scale_grows_as_the_logarithm_of_the_context
 
 
 def test_a_length_without_a_logarithm_is_refused() -> None:
-    with pytest.raises(ConfigError, match="logn_length.*at least 2"):
+    with pytest.raises(ConfigError, match=r"logn_length.*at least 2"):
         build(logn_length=1)
