@@ -121,7 +121,7 @@ class Anchor(Mixer):
         sharpest = math.log(settings.logit_scale)
         self.log_scale = nn.Parameter(torch.linspace(sharpest, sharpest - math.log(_SCALES), heads))
         self.out = Linear(width, width, bias=False)
-        self.index = Index(width, memory_width, settings.conv_width)
+        self.index = Index(width, memory_width)
         self.index_loss: Tensor | None = None  # of the last call in training
         self.on_read: Callable[..., None] | None = None  # see hfa.models.audit
         self.match_init()

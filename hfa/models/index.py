@@ -18,6 +18,7 @@ GROUPS = 16  # codes of a token
 _SHARES = (TOGETHER, 4, 8)  # of them describe the last token, the one before it, and what attention compares
 CODES = 64  # values of a code
 _WIDTH = 64  # features of a token
+_TAPS = 3  # of the index's own convolutions: they reach two tokens back
 
 _WEIGHT = 0.01  # of the loss: nothing to Adam, as only the index learns from it, but to the norm that is clipped
 _SAMPLED = 2048  # queries whose attention is looked at for the loss, of which
@@ -56,7 +57,7 @@ class Tries(NamedTuple):
 class IndexState(NamedTuple):
     """What the projections carry, and the tries."""
 
-    query_tail: Tensor  # [B, conv_width - 1, 2 * _WIDTH]
+    query_tail: Tensor  # [B, _TAPS - 1, 2 * _WIDTH]
     key_tail: Tensor  # like it
     tries: Tries | tuple[Tries, ...]  # in the engine those of each row, of different sizes
 
@@ -73,15 +74,14 @@ class Index(nn.Module):
     Args:
         d_model: width of the stream.
         memory_width: width of a key, of all memory heads together.
-        conv_width: taps of the short convolutions.
     """
 
-    def __init__(self, d_model: int, memory_width: int, conv_width: int) -> None:
+    def __init__(self, d_model: int, memory_width: int) -> None:
         super().__init__()
         self.query = Linear(d_model, 2 * _WIDTH, bias=False)
         self.key = Linear(d_model, 2 * _WIDTH, bias=False)
-        self.query_conv = ShortConv(2 * _WIDTH, conv_width)
-        self.key_conv = ShortConv(2 * _WIDTH, conv_width)
+        self.query_conv = ShortConv(2 * _WIDTH, _TAPS)
+        self.key_conv = ShortConv(2 * _WIDTH, _TAPS)
         self.widths = (_WIDTH, _WIDTH, memory_width)
         self.codebooks = nn.ParameterList(
             torch.randn(width, groups * CODES) * width**-0.5 for width, groups in zip(self.widths, _SHARES, strict=True)

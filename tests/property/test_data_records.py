@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,9 @@ from hfa.data.tasks.crowding import CrowdingConfig
 from hfa.data.tasks.multivalue import MultiValueConfig
 from hfa.data.tasks.noise import NoisyConfig
 from hfa.data.tasks.passkey import PasskeyConfig
+from hfa.data.tasks.renamed import RenamedConfig
 from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.errors import ConfigError
 from hfa.types import IGNORE, NOWHERE, Example
 
 BYTE = ByteTokenizer()
@@ -71,14 +74,21 @@ def values(draw: st.DrawFn) -> MultiValueConfig:
     )
 
 
+@st.composite
+def renamed(draw: st.DrawFn) -> RenamedConfig:
+    few = draw(st.one_of(passkeys(), crowds(), values()))
+    size = draw(st.sampled_from([600, 5000]))
+    return RenamedConfig(name="renamed", seed=few.seed, seq_len=few.seq_len, source=few, vocab_size=size)
+
+
 def made(config: SourceConfig, index: int, split: str) -> tuple[Example, np.ndarray]:
     """The example, and the positions where something is asked."""
     example = config.build(BYTE, Path()).example(index, split)  # type: ignore[arg-type]
     return example, np.flatnonzero(example.gold != NOWHERE)
 
 
-@given(config=st.one_of(passkeys(), crowds(), aliases(), values()), index=indices, split=splits)
-def test_labels_are_the_tokens_at_gold(config: NoisyConfig, index: int, split: str) -> None:
+@given(config=st.one_of(passkeys(), crowds(), aliases(), values(), renamed()), index=indices, split=splits)
+def test_labels_are_the_tokens_at_gold(config: NoisyConfig | RenamedConfig, index: int, split: str) -> None:
     example, asked = made(config, index, split)
     assert len(example.tokens) == len(example.labels) == len(example.gold) == config.seq_len
     assert {part.dtype for part in example if isinstance(part, np.ndarray)} == {np.dtype(np.int64)}
@@ -147,3 +157,28 @@ def test_all_values_of_a_key_are_asked_for_in_a_row(config: MultiValueConfig, in
     assert all(len(set(row)) == 1 for row in groups.reshape(-1, each).tolist())
     assert len(set(groups.tolist())) == len(set(keys.tolist())) == config.num_keys_shown
     assert (np.isin(example.tokens[: asked[0]], keys)).sum() == len(asked), "nothing else claims to be a key"
+
+
+@given(config=renamed(), index=indices, split=splits)
+def test_a_renamed_example_is_one_of_its_task_in_other_ids(config: RenamedConfig, index: int, split: str) -> None:
+    (example, _), (few, _) = made(config, index, split), made(config.source, index, split)
+    pairs = set(zip(few.tokens.tolist(), example.tokens.tolist(), strict=True))
+    assert len(pairs) == len(set(few.tokens.tolist())) == len(set(example.tokens.tolist())), "one name for each id"
+    keys = few.tokens < config.source.first_value
+    assert np.array_equal(keys, example.tokens < config.vocab_size // 2), "keys stay in the lower half"
+    assert np.array_equal(example.gold, few.gold)
+    following, _ = made(config, index + 1, split)
+    assert set(example.tokens.tolist()) != set(following.tokens.tolist()), "drawn anew"
+
+
+def test_what_cannot_be_renamed_is_refused() -> None:
+    common: dict[str, Any] = {"name": "task", "seed": 0, "seq_len": 100, "vocab_size": 128, "noise": "same"}
+    common |= {"noise_vocab_size": 16, "phrase_len": 4, "num_pairs": 2}
+    alias = AliasConfig(**common, num_aliases=20, mapping_seed=3, inverse_share=0.0)
+    with pytest.raises(ConfigError, match=r"^source: got .*mean nothing by themselves"):
+        RenamedConfig(name="renamed", seed=0, seq_len=100, source=alias, vocab_size=5000)
+    task = CrowdingConfig(**common, key_len=2, crowd_share=0.1)
+    with pytest.raises(ConfigError, match=r"^vocab_size: got 100, expected at least 128"):
+        RenamedConfig(name="renamed", seed=0, seq_len=100, source=task, vocab_size=100)
+    with pytest.raises(ConfigError, match=r"^source.seq_len: got 100, expected seq_len=200"):
+        RenamedConfig(name="renamed", seed=0, seq_len=200, source=task, vocab_size=5000)

@@ -31,6 +31,8 @@ class RenamedConfig(SourceConfig):
         few = self.source
         if few.seq_len != self.seq_len:
             raise ConfigError("source.seq_len", few.seq_len, f"seq_len={self.seq_len}, that of the whole")
+        if few.noise_to < few.vocab_size:
+            raise ConfigError("source", few.name, "a task whose ids mean nothing by themselves: in it some always do")
         needed = 2 * max(few.first_value, few.vocab_size - few.first_value)
         if self.vocab_size < needed:
             raise ConfigError("vocab_size", self.vocab_size, f"at least {needed}, for the {few.vocab_size} of source")

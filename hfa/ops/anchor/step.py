@@ -81,7 +81,7 @@ def anchor_step(
 
     Args:
         x: [N, D], the tokens of all rows, row after row.
-        tails: before the convolutions of query, key, index query and index key, each [B, J - 1, channels].
+        tails: before the convolutions of query, key, index query and index key, each [B, its taps - 1, channels].
         rows: B of them.
         lengths: new tokens of each row, at least 1; N together.
         search: how far to look.
@@ -107,8 +107,8 @@ def anchor_step(
     tensors = (x, *weights, *projected, *tails, *after, read, y, scratch)
     _step(
         tuple(tensor.data_ptr() for tensor in tensors), table, np.array(lengths, np.int64), few,
-        heads, width, memory_width, features, len(weights.query_conv), groups, 4 * values // groups,
-        1 / math.log(logn_length), *search,
+        heads, width, memory_width, features, len(weights.query_conv), len(weights.index_query_conv), groups,
+        4 * values // groups, 1 / math.log(logn_length), *search,
     )  # fmt: skip
     if not few:
         y = product(read, weights.out)
@@ -133,8 +133,9 @@ def _at(typing_context: Any, address: Any) -> Any:
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(
     tensors: tuple[int, ...], rows: Array, lengths: Array, project: bool,
-    heads: int, width: int, memory_width: int, features: int, taps: int, groups: int, codes: int, growth: float,
-    window: int, block: int, num_retrieved: int, num_trees: int, beam: int, leaf_size: int, num_ranked: int, cap: float,
+    heads: int, width: int, memory_width: int, features: int, taps: int, index_taps: int, groups: int, codes: int,
+    growth: float, window: int, block: int, num_retrieved: int, num_trees: int, beam: int, leaf_size: int,
+    num_ranked: int, cap: float,
 ) -> None:  # fmt: skip
     (
         x, query_w, key_w, value_w, index_query_w, index_key_w, out_w, query_conv, key_conv, index_query_conv,
@@ -159,11 +160,11 @@ def _step(
     convolve_rows(key_x, key_tail, key_conv, key, key_after, lengths, memory_width, taps, False, memory_heads, head_dim)
     convolve_rows(
         index_query_x, index_query_tail, index_query_conv, index_query, index_query_after,
-        lengths, features, taps, False, 0, WIDTH,
+        lengths, features, index_taps, False, 0, WIDTH,
     )  # fmt: skip
     convolve_rows(
         index_key_x, index_key_tail, index_key_conv, index_key, index_key_after,
-        lengths, features, taps, False, 0, WIDTH,
+        lengths, features, index_taps, False, 0, WIDTH,
     )  # fmt: skip
     half = groups // 2 * codes
     scores = ranking + 4 * memory_width

@@ -1,4 +1,4 @@
-"""The logit scale of an anchor layer."""
+"""The logit scale of an anchor layer, and what its index describes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hfa.config import from_node
 from hfa.errors import ConfigError
 from hfa.models import LanguageModel, ModelConfig
 from hfa.models.anchor import Anchor
+from hfa.models.index import GROUPS
 
 CONF = Path(__file__).parents[3] / "conf" / "model" / "hfa.yaml"
 SMALL = {
@@ -44,3 +45,17 @@ def test_beyond_its_length_the_logit_scale_grows_as_the_logarithm_of_the_context
 def test_a_length_without_a_logarithm_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"logn_length.*at least 2"):
         build(logn_length=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("conv_width", [1, 4])
+def test_the_index_describes_a_token_by_the_two_before_it_whatever_the_convolutions_of_attention(
+    conv_width: int,
+) -> None:
+    [anchor] = [part for part in build(conv_width=conv_width).modules() if isinstance(part, Anchor)]
+    x, q, k = (torch.randn(1, 9, 32 // shrunk, generator=torch.Generator().manual_seed(shrunk)) for shrunk in (1, 2, 2))
+    asked, described, _ = anchor.index(x, q, k, anchor.index.init_state(1))
+    contexts = slice(GROUPS // 2)  # the codes of the last token and of the one before it
+    asking, described = (anchor.index.codes(part)[0, :, contexts] for part in (asked, described))
+    assert torch.equal(asking[1:-1], described[2:])
+    assert len(asking.unique(dim=0)) > 2
