@@ -47,7 +47,7 @@ def draw(ledger: Ledger, path: Path) -> Path:
     for (name, floats), records in groups.items():
         if floats not in (0, most):
             continue
-        keys = list(records[0]["accuracy"])
+        keys = [key for key in records[0]["accuracy"] if all(key in one["accuracy"] for one in records)]
         means = [100 * statistics.mean(one["accuracy"][key] for one in records) for key in keys]
         colour, marker = styles[name]
         by_setting.plot(keys, means, color=colour, marker=marker, label=SUBJECTS[name].title)

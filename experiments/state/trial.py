@@ -49,6 +49,7 @@ FAR = [
 ANSWERS = 2048  # of a setting, at least, when tested, and
 MOST_TOKENS = 262_144  # unless they take more
 BATCH_TOKENS = 4096
+LEARNT = 0.01  # of the answers in one setting of the training, or a model is not tested beyond them
 DATA_SEED = 7
 REPORT_STEPS = 50
 
@@ -96,13 +97,17 @@ def trial(settings: ModelConfig, plan: Plan, tests: Sequence[Setting], report: C
             report(
                 f"  step {step}, {time.process_time() - began:.0f} s: loss {mean:.3f}, {right:.1%} of the last batch"
             )
+    seconds = round(time.process_time() - began, 1)
+    measured = {str(setting): accuracy(model, setting) for setting in plan.train}
+    if max(measured.values()) >= LEARNT:
+        measured |= {str(setting): accuracy(model, setting) for setting in tests if str(setting) not in measured}
     return {
-        "cpu_seconds": round(time.process_time() - began, 1),
+        "cpu_seconds": seconds,
         "tokens": plan.steps * BATCH_TOKENS,
         "parameters": model.num_parameters,
         "state_floats": num_floats(model),
         "loss": statistics.mean(losses[-REPORT_STEPS:]),
-        "accuracy": {str(setting): accuracy(model, setting) for setting in tests},
+        "accuracy": measured,
     }
 
 

@@ -131,6 +131,7 @@ class Anchor(Mixer):
         """Equal contexts match (queries are projected as keys are), and what is read is copied to the stream."""
         group = self.num_heads // self.num_memory_heads
         nn.init.orthogonal_(self.value.weight)
+        nn.init.orthogonal_(self.key.weight)  # or keys of what differs would lie in few directions, and look alike
         heads = self.value.weight.unflatten(0, (self.num_memory_heads, self.head_dim))
         self.out.weight.copy_(heads.repeat_interleave(group, dim=0).flatten(0, 1).T / group)
         keys = self.key.weight.unflatten(0, (self.num_memory_heads, self.head_dim))

@@ -20,7 +20,7 @@ class RenamedConfig(SourceConfig):
     """See :class:`Renamed`.
 
     Args:
-        source: the task; its own `vocab_size` is how many ids an example has.
+        source: the task; its `vocab_size` is how many ids an example has, its `seq_len` plays no part.
         vocab_size: ids that those are drawn from: keys are drawn from its lower half, all others from its upper half.
     """
 
@@ -29,8 +29,6 @@ class RenamedConfig(SourceConfig):
 
     def check(self) -> None:
         few = self.source
-        if few.seq_len != self.seq_len:
-            raise ConfigError("source.seq_len", few.seq_len, f"seq_len={self.seq_len}, that of the whole")
         if few.noise_to < few.vocab_size:
             raise ConfigError("source", few.name, "a task whose ids mean nothing by themselves: in it some always do")
         needed = 2 * max(few.first_value, few.vocab_size - few.first_value)
@@ -38,7 +36,8 @@ class RenamedConfig(SourceConfig):
             raise ConfigError("vocab_size", self.vocab_size, f"at least {needed}, for the {few.vocab_size} of source")
 
     def build(self, tokenizer: Tokenizer, cache_dir: Path) -> Renamed:
-        return Renamed(self, self.source.build(tokenizer, cache_dir))
+        source = dataclasses.replace(self.source, seq_len=self.seq_len)
+        return Renamed(self, source.build(tokenizer, cache_dir))
 
 
 class Renamed:
@@ -74,6 +73,5 @@ class Renamed:
         return {self.name: self}
 
     def at_length(self, seq_len: int) -> Renamed:
-        source = dataclasses.replace(self._settings.source, seq_len=seq_len)
-        settings = dataclasses.replace(self._settings, seq_len=seq_len, source=source)
+        settings = dataclasses.replace(self._settings, seq_len=seq_len)
         return Renamed(settings, self._source.at_length(seq_len))
