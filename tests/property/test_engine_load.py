@@ -173,7 +173,7 @@ async def collect(engine: Engine, request: GenerationRequest, leaves_after: int 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(load(), st.integers(12, 30), st.integers(1, 4), st.sampled_from([0, 64]))
 def test_whatever_else_runs_the_answer_is_the_model_s(name, asked, pages, max_concurrent, swap):
     """Joined, cut, set aside, swapped or read again, begun at a checkpoint: the tokens are those of a lone run."""
@@ -391,7 +391,7 @@ def all_poisoned(module: torch.nn.Module, arguments: tuple[torch.Tensor], out: t
 
 
 @pytest.mark.parametrize("name", ["hfa", "transformer", "simplemind"])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(script, min_size=1, max_size=4),
     st.integers(36, 80),

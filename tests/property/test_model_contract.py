@@ -67,7 +67,7 @@ def test_a_token_changes_no_logit_before_it(model: LanguageModel) -> None:
         assert not torch.equal(other[:, t:], logits[:, t:]), t
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(cuts=st.lists(st.integers(1, 44), max_size=6, unique=True).map(sorted))
 def test_any_split_of_a_sequence_gives_the_same_logits(model: LanguageModel, cuts: list[int]) -> None:
     tokens = some_tokens(2, 45)
@@ -82,7 +82,7 @@ def test_any_split_of_a_sequence_gives_the_same_logits(model: LanguageModel, cut
     assert torch.equal(streamed.argmax(-1), whole.argmax(-1))
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(before=st.integers(0, 20), length=st.integers(1, 40), last=st.integers(1, 40))
 def test_what_is_not_asked_for_changes_nothing(model: LanguageModel, before: int, length: int, last: int) -> None:
     tokens, last = some_tokens(2, before + length + 1), min(last, length)

@@ -88,7 +88,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(requests, st.booleans()), min_size=1, max_size=9), st.integers(1, 6), st.integers(1, 4))
 def test_ragged_admission_equals_lone_runs(hash_model, limits, asked, chunk, concurrent):
     """Whoever runs beside a request, joins, leaves early or waits, its tokens are those of the model alone."""

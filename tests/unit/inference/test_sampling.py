@@ -60,7 +60,7 @@ def test_zero_temperature_takes_the_likeliest_whatever_the_seed():
     assert {sample(LOGITS, Sampling(seed=s), torch.Generator().manual_seed(s)) for s in range(9)} == {1}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
     st.floats(0.01, 5),

@@ -41,7 +41,7 @@ departure = st.tuples(st.sampled_from(["cancel", "end"]), st.integers(0, 99), st
 step = st.tuples(st.just("step"), st.just(0), st.just(0), st.just(""))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.one_of(arrival, departure, step, step, step), max_size=80),
     st.integers(1, 4),

@@ -15,7 +15,7 @@ def tokens(generator: torch.Generator, rows: int, count: int) -> torch.Tensor:
     return torch.randn(rows, count, 2, 3, generator=generator)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, max_size=8))
 def test_any_tree_of_forks_reads_what_was_appended_on_its_path(steps: list[tuple[int, int]]) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -120,7 +120,7 @@ def test_the_window_is_the_timeout_and_a_little_and_is_capped(asking: Asking) ->
     assert "in the future" in asking.refusal(asking.headers(age_s=-2.5))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(
         st.sampled_from(["timeout", "bt_header_dendrite_nonce", "bt_header_dendrite_signature", "computed_body_hash"]),

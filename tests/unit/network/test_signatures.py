@@ -222,7 +222,7 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> tuple[HotkeySigner, Hot
     return miner, caller, HotkeyVerifier(miner.hotkey, auth)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(junk=st.dictionaries(NAMES, VALUES, max_size=6), body=st.binary(max_size=20), path=st.text(max_size=20))
 def test_junk_is_a_401_and_never_another_exception(
     parties: tuple[HotkeySigner, HotkeySigner, HotkeyVerifier], junk: dict[str, str], body: bytes, path: str

@@ -96,7 +96,7 @@ def test_the_whole_api_by_its_own_description(start, mode):
         found.ok() for found in schemathesis.openapi.from_url(f"{running.url}/openapi.json").get_all_operations()
     ):
 
-        @examples(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @examples(max_examples=12, suppress_health_check=list(HealthCheck), database=None)
         @given(case=operation.as_strategy(generation_mode=mode))
         def check(case):
             request = requests.Request(**case.as_transport_kwargs(base_url=running.url)).prepare()
@@ -116,7 +116,7 @@ def test_the_whole_api_by_its_own_description(start, mode):
     assert seen[200 if mode is GenerationMode.POSITIVE else 422] + seen[400] > 5, seen
 
 
-@examples(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.binary(max_size=400)
     | st.builds(bytes.__add__, st.just(b"POST /v1/generate HTTP/1.1\r\n"), st.binary(max_size=200))
