@@ -1,4 +1,4 @@
-"""One thread a test, so that results do not depend on the machine's cores; no deadlines, which a busy machine misses."""
+"""One thread a test, so that results do not depend on the machine's cores; no deadlines: a busy machine misses them."""
 
 import torch
 from hypothesis import settings

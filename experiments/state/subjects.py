@@ -46,6 +46,7 @@ class Matched(Flow):
         width, heads = settings.d_model, settings.num_heads
         with torch.no_grad():
             q, k, v = self.qkv.weight.chunk(3)
+            nn.init.orthogonal_(q)
             k.copy_(q)
             nn.init.orthogonal_(v)
             self.out.weight.copy_(v.T)

@@ -23,7 +23,7 @@ class Usage:
     def update(self, reading: Tensor, writing: Tensor, log_decay: Tensor) -> None:
         """Add tokens, as `hfa.ops.routing.routes` has them: [B, T, H, C] each."""
         kinds = reading, writing
-        used = [(x > 0).flatten(0, 1).sum(0) for x in kinds]  # [H, C]
+        used = [(x != 0).flatten(0, 1).sum(0) for x in kinds]  # [H, C]
         forgotten = -log_decay.flatten(0, 1).sum(0)
         active = [x.sum(-1) for x in used]
         entropies = [entropy(x).flatten(0, 1).sum(0) for x in kinds]

@@ -64,14 +64,16 @@ class RoutedState(NamedTuple):
 class RoutedChannels(Mixer):
     """A gated recurrence whose keys and queries are routing weights over C channels a head.
 
-        w, r = route(rms(conv_k(W x))), route(rms(conv_q(W x)))      write and read weights, mostly zero
+        w, r = route(rms(conv_k(W x))), route(rms(conv_q(W x)))      write and read weights, mostly zero, of any sign
         S' = diag(a) S                                               only the channels written to decay
         learnable: S = S' + w b (v - w^T S')                         replaces what the channels predicted
         sum:       S = S' + w b v
-        mean:      as sum, read as the weighted mean of what was written
+        mean:      as sum, read as the weighted mean of what was written; no weight is below zero
         o = S^T r
 
-    Reads and writes share W, so that both know a content by the same channels: better than one each in bits per byte,
+    A token goes to the channels with the largest scores of either sign: contents then overlap by chance as often
+    against each other as with each other, and more of them fit in than with weights above zero alone. Reads and writes
+    share W, so that both know a content by the same channels: better than one each in bits per byte,
     and less to compute. Their convolutions tell them apart.
 
     Args:
@@ -84,7 +86,8 @@ class RoutedChannels(Mixer):
         width, heads = settings.d_model, settings.num_heads
         self.num_heads, self.head_dim, self.num_channels = heads, settings.head_dim, settings.num_channels
         self.aggregation, self.chunk_size = settings.aggregation, settings.chunk_size
-        self.routing = Routing(settings.router, settings.active_channels, settings.aggregation == "learnable")
+        erase, signed = settings.aggregation == "learnable", settings.aggregation != "mean"
+        self.routing = Routing(settings.router, settings.active_channels, erase, signed)
         self.shared_channel = settings.shared_channel
         self.widths = [heads * settings.num_channels, width]  # of scores and values
         self.project = Linear(width, sum(self.widths), bias=False)
@@ -95,7 +98,7 @@ class RoutedChannels(Mixer):
             self.gates.weight[2 * heads :] = 0.0
             self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
             self.gates.bias[heads : 2 * heads] = 0.0
-            self.gates.bias[2 * heads :] = 1.0
+            self.gates.bias[2 * heads :] = 1.4  # which a sixth of random scores exceed in size
         self.out_gate = Linear(width, width, bias=False) if settings.output_gate else None
         self.out_norm = RMSNorm(settings.head_dim)
         self.out = Linear(width, width, bias=False)
@@ -108,7 +111,8 @@ class RoutedChannels(Mixer):
 
         Hardly anything is forgotten, and little written at first.
         """
-        _, v = self.project.weight.split(self.widths)
+        scores, v = self.project.weight.split(self.widths)
+        nn.init.orthogonal_(scores)
         nn.init.orthogonal_(v)
         self.out.weight.copy_(v.T)
         self.read_conv.peak((0.8,))
@@ -160,8 +164,13 @@ class RoutedChannels(Mixer):
         parts = (read, *written.split(self.widths, dim=-1))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)
         if self.shared_channel:
-            q, k = (torch.cat([part[..., :-1], part[..., :-1].amax(-1, keepdim=True)], dim=-1) for part in (q, k))
+            q, k = (self._shared(part[..., :-1]) for part in (q, k))
         return q, k, v, self.gates(x), tail  # [B, T, H, C], [B, T, H, C], [B, T, H, V], [B, T, 4 H]
+
+    def _shared(self, scores: Tensor) -> Tensor:
+        """[.., C - 1] and one more channel, as strong as the best of them."""
+        sizes = scores.abs() if self.routing.signed else scores
+        return torch.cat([scores, sizes.amax(-1, keepdim=True)], dim=-1)
 
     def _weights(self) -> RoutedWeights | None:
         """For the kernel that decodes; None where that is not made for this layer."""

@@ -18,11 +18,14 @@ CONF = Path(__file__).parents[2] / "conf" / "model" / "simplemind.yaml"
 
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("budget", [1, 3, 7])
-def test_vectorised_equals_naive(router: str, budget: int) -> None:
+@pytest.mark.parametrize("signed", [True, False])
+def test_vectorised_equals_naive(router: str, budget: int, signed: bool) -> None:
     generator = torch.Generator().manual_seed(budget)
     scores = torch.randn(2, 3, 5, 8, generator=generator, dtype=torch.float64).requires_grad_()
     theta = torch.randn(2, 3, 5, 1, generator=generator, dtype=torch.float64).requires_grad_()
-    got, expected = route(scores, router, theta, budget), naive_route(scores, router, theta, budget)
+    got, expected = (form(scores, router, theta, budget, signed) for form in (route, naive_route))
+    assert signed or (got >= 0).all()
+    assert not signed or torch.equal(got.sign(), scores.sign() * (got != 0))
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
     weight = torch.randn_like(got)
     for ours, theirs in zip(
@@ -36,9 +39,10 @@ def test_vectorised_equals_naive(router: str, budget: int) -> None:
 
 
 @pytest.mark.parametrize("router", ["hard", "dynamic"])
-def test_no_token_uses_more_than_its_budget(router: str) -> None:
+@pytest.mark.parametrize("signed", [True, False])
+def test_no_token_uses_more_than_its_budget(router: str, signed: bool) -> None:
     scores = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
-    active = (route(scores, router, torch.full((500, 1), 0.5), 16) > 0).sum(-1)
+    active = (route(scores, router, torch.full((500, 1), 0.5), 16, signed) != 0).sum(-1)
     assert active.max() <= 16
     assert active.min() >= 1
 
@@ -46,7 +50,7 @@ def test_no_token_uses_more_than_its_budget(router: str) -> None:
 def test_dynamic_uses_fewer_channels_under_a_higher_threshold() -> None:
     scores = torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
     counts = [
-        (route(scores, "dynamic", torch.full((500, 1), theta), 32) > 0).sum(-1).float().mean()
+        (route(scores, "dynamic", torch.full((500, 1), theta), 32, signed=True) != 0).sum(-1).float().mean()
         for theta in (0.0, 1.0, 2.0)
     ]
     assert counts[0] > counts[1] > counts[2]
@@ -71,18 +75,20 @@ def with_gradients(
 
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("erase", [True, False])
+@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize(
     ("length", "channels", "width", "budget"), [(1, 16, 16, 4), (21, 48, 80, 15), (16, 64, 64, 16)]
 )
-def test_the_kernel_equals_naive(router: str, erase: bool, length: int, channels: int, width: int, budget: int) -> None:
+def test_the_kernel_equals_naive(
+    router: str, erase: bool, signed: bool, length: int, channels: int, width: int, budget: int
+) -> None:
     """In float32, with its gradients, against the naive form in float64."""
     inputs = drawn(length, channels, width)
     inputs[3][:, :, :2] += 3  # slow decay, and some of the fastest
-    routing = Routing(router, budget, erase)
+    routing = Routing(router, budget, erase, signed)
     found = with_gradients(lambda *x: routed_scan(*x, routing, chunk_size=8), inputs)
-    wanted = with_gradients(
-        lambda *x: naive_routed_scan(*x, router=router, budget=budget, erase=erase), [x.double() for x in inputs]
-    )
+    options = {"router": router, "budget": budget, "erase": erase, "signed": signed}
+    wanted = with_gradients(lambda *x: naive_routed_scan(*x, **options), [x.double() for x in inputs])
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=2e-5 * float(theirs.detach().abs().max()), rtol=0)
     with torch.no_grad():
@@ -92,11 +98,13 @@ def test_the_kernel_equals_naive(router: str, erase: bool, length: int, channels
 
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("erase", [True, False])
-def test_chunks_equal_naive(router: str, erase: bool) -> None:
+@pytest.mark.parametrize("signed", [True, False])
+def test_chunks_equal_naive(router: str, erase: bool, signed: bool) -> None:
     """In float64, with gradients: what runs where there is no kernel."""
     inputs = [x.double() for x in drawn(29, 7, 5)]
-    found = with_gradients(lambda *x: routed_scan(*x, Routing(router, 3, erase), chunk_size=8), inputs)
-    wanted = with_gradients(lambda *x: naive_routed_scan(*x, router=router, budget=3, erase=erase), inputs)
+    found = with_gradients(lambda *x: routed_scan(*x, Routing(router, 3, erase, signed), chunk_size=8), inputs)
+    options = {"router": router, "budget": 3, "erase": erase, "signed": signed}
+    wanted = with_gradients(lambda *x: naive_routed_scan(*x, **options), inputs)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-8)
 
@@ -105,8 +113,8 @@ def test_views_and_widths_that_no_vector_divides_are_taken_as_they_are() -> None
     mixed = torch.randn(2, 9, 2 * (16 + 16 + 5), generator=torch.Generator().manual_seed(0))
     q, k, v = (x.unflatten(-1, (2, -1)) for x in mixed.split([32, 32, 10], dim=-1))
     gates, state = drawn(9, 16, 5)[3:]
-    found = routed_scan(q, k, v, gates, state, Routing("hard", 4, True), chunk_size=8)
-    wanted = naive_routed_scan(q, k, v, gates, state, router="hard", budget=4, erase=True)
+    found = routed_scan(q, k, v, gates, state, Routing("hard", 4, True, True), chunk_size=8)
+    wanted = naive_routed_scan(q, k, v, gates, state, router="hard", budget=4, erase=True, signed=True)
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -114,13 +122,13 @@ def test_views_and_widths_that_no_vector_divides_are_taken_as_they_are() -> None
 def test_scores_that_are_all_equal_are_finite() -> None:
     q, k, v, gates, state = drawn(9, 16, 16)
     for router in ROUTERS:
-        out, _ = routed_scan(q * 0 + 1, k * 0, v, gates, state, Routing(router, 4, True), chunk_size=8)
+        out, _ = routed_scan(q * 0 + 1, k * 0, v, gates, state, Routing(router, 4, True, True), chunk_size=8)
         assert torch.isfinite(out).all()
 
 
 def test_the_operator_is_sound() -> None:
     inputs = [x.requires_grad_() for x in drawn(5, 16, 16)]
-    torch.library.opcheck(torch.ops.hfa.routed_scan.default, (*inputs, "hard", 4, True, 4))
+    torch.library.opcheck(torch.ops.hfa.routed_scan.default, (*inputs, "hard", 4, True, True, 4))
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -21,7 +21,7 @@ _NOTHING, _THETA = -1, -2  # where a threshold comes from; else from the channel
 
 @njit(error_model="numpy", forceinline=True)
 def choose(
-    scores: int, at: int, C: int, router: int, theta: Any, budget: int, index: Any, weight: Any, base: int
+    scores: int, at: int, C: int, router: int, theta: Any, budget: int, signed: bool, index: Any, weight: Any, base: int
 ) -> Any:
     """The channels above the threshold, from `index[base]` and `weight[base]` on.
 
@@ -30,33 +30,35 @@ def choose(
         C: channels, in whole vectors.
         router: a place in `ROUTERS`.
         theta: the token's own threshold.
+        signed: whether scores below 0 count as those above, and their weights are below 0.
 
     Returns:
         how many were chosen; and for the gradient, the scores' root mean square, where the threshold comes from, and
         what the weights were multiplied with.
     """
-    squares, best = splat(0.0), load(scores, at)
+    squares, best = splat(0.0), sizes(scores, at, signed)
     for c in range(0, C, WIDTH):
         x = load(scores, at + c)
-        squares, best = squares + x * x, most(best, x)
+        squares, best = squares + x * x, most(best, sizes(scores, at + c, signed))
     root = math.sqrt(total(squares) / C + EPS)
     cut, source, chosen = np.float32(0.0), _NOTHING, budget + 1
     if router == _DYNAMIC:
         cut, source = np.float32(theta * root), _THETA
         nearly = np.float32(greatest(best) - MARGIN * root)
         if nearly < cut:
-            cut, source = nearly, _place(scores, at, C, greatest(best))
-        chosen = _count(scores, at, C, cut)
+            cut, source = nearly, _place(scores, at, C, greatest(best), signed)
+        chosen = _count(scores, at, C, cut, signed)
     if router != _SOFT and chosen > budget:
-        cut = _ranked(scores, at, C, budget)
-        source = _place(scores, at, C, cut)
+        cut = _ranked(scores, at, C, budget, signed)
+        source = _place(scores, at, C, cut, signed)
     found, norm, edge = 0, 0.0, splat(cut)
     for c in range(0, C, WIDTH):
-        bits = above(load(scores, at + c), edge)
+        bits = above(sizes(scores, at + c, signed), edge)
         while bits:
             i = c + lowest(bits)
             bits &= bits - 1
-            rise = (first(one(scores, at + i)) - cut) / root
+            score = first(one(scores, at + i))
+            rise = (score + cut if signed and score < 0 else score - cut) / root
             index[base + found], weight[base + found] = i, rise
             found, norm = found + 1, norm + rise * rise
     scale = 1.0 / math.sqrt(norm + EPS)
@@ -67,7 +69,7 @@ def choose(
 
 @njit(error_model="numpy", forceinline=True)
 def unchoose(
-    scores: int, at: int, C: int, root: Any, source: int, scale: Any,
+    scores: int, at: int, C: int, root: Any, source: int, scale: Any, signed: bool,
     index: Any, weight: Any, pull: Any, base: int, found: int, grad: int, gi: int,
 ) -> Any:  # fmt: skip
     """Gradients of the scores, to `grad` from `gi` on, and of theta, from `pull`, those of the weights.
@@ -80,10 +82,13 @@ def unchoose(
     of_cut, product = 0.0, 0.0  # of the threshold; and what all gradients have in common with the scores
     for j in range(base, base + found):
         pull[j - base] = scale * (pull[j - base] - weight[j] * along)
-        of_cut -= pull[j - base]
+        of_cut -= pull[j - base] if weight[j] >= 0 else -pull[j - base]
         product += pull[j - base] * first(one(scores, at + index[j]))
+    of_source = of_cut  # by its score, which counts by its size
     if source >= 0:
-        product += of_cut * first(one(scores, at + source))
+        score = first(one(scores, at + source))
+        of_source = -of_cut if signed and score < 0 else of_cut
+        product += of_source * score
     shrink = splat(-product / (C * root * root * root))
     for c in range(0, C, WIDTH):
         store(grad, gi + c, shrink * load(scores, at + c))
@@ -91,24 +96,31 @@ def unchoose(
         place = gi + index[j]
         put(grad, place, first(one(grad, place)) + pull[j - base] / root)
     if source >= 0:
-        put(grad, gi + source, first(one(grad, gi + source)) + of_cut / root)
+        put(grad, gi + source, first(one(grad, gi + source)) + of_source / root)
     return of_cut if source == _THETA else 0.0
 
 
 @njit(error_model="numpy", forceinline=True)
-def _count(scores: int, at: int, C: int, cut: Any) -> int:
+def sizes(scores: int, at: int, signed: bool) -> Any:
+    """What a vector of scores is ranked by."""
+    x = load(scores, at)
+    return most(x, splat(0.0) - x) if signed else x
+
+
+@njit(error_model="numpy", forceinline=True)
+def _count(scores: int, at: int, C: int, cut: Any, signed: bool) -> int:
     edge, found = splat(cut), 0
     for c in range(0, C, WIDTH):
-        found += count(above(load(scores, at + c), edge))
+        found += count(above(sizes(scores, at + c, signed), edge))
     return found
 
 
 @njit(error_model="numpy", forceinline=True)
-def _place(scores: int, at: int, C: int, value: Any) -> int:
-    """The first channel whose score is `value`."""
+def _place(scores: int, at: int, C: int, value: Any, signed: bool) -> int:
+    """The first channel whose score is `value`, or of that size."""
     wanted = splat(value)
     for c in range(0, C, WIDTH):
-        x = load(scores, at + c)
+        x = sizes(scores, at + c, signed)
         others = above(x, wanted) | above(wanted, x)
         if others != _ALL:
             return int(c + lowest(others ^ _ALL))
@@ -116,11 +128,12 @@ def _place(scores: int, at: int, C: int, value: Any) -> int:
 
 
 @njit(error_model="numpy", forceinline=True)
-def _ranked(scores: int, at: int, C: int, rank: int) -> Any:
+def _ranked(scores: int, at: int, C: int, rank: int, signed: bool) -> Any:
     """The score that `rank` others exceed, where no two are equal: an interval around it is halved."""
-    highest, lowest_ = load(scores, at), splat(0.0) - load(scores, at)
+    highest = sizes(scores, at, signed)
+    lowest_ = splat(0.0) - highest
     for c in range(WIDTH, C, WIDTH):
-        x = load(scores, at + c)
+        x = sizes(scores, at + c, signed)
         highest, lowest_ = most(highest, x), most(lowest_, splat(0.0) - x)
     high = greatest(highest)
     low = -greatest(lowest_) - np.float32(1.0)  # more than `rank` are above `low`, no more than that above `high`
@@ -128,7 +141,7 @@ def _ranked(scores: int, at: int, C: int, rank: int) -> Any:
         middle = np.float32(0.5) * (low + high)
         if not low < middle < high:
             break
-        more = _count(scores, at, C, middle)
+        more = _count(scores, at, C, middle, signed)
         if more > rank:
             low = middle
         else:
@@ -137,6 +150,6 @@ def _ranked(scores: int, at: int, C: int, rank: int) -> Any:
                 break
     found, edge = splat(low), splat(high)
     for c in range(0, C, WIDTH):
-        x = load(scores, at + c)
+        x = sizes(scores, at + c, signed)
         found = most(found, where(above(x, edge), splat(low), x))
     return greatest(found)

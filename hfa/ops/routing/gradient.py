@@ -58,7 +58,7 @@ def routed_gradient(
             for x in (q, k, v, gates, starts, grad_out, grad_state, dq, dk, dv, d_gates, state, log, vectors)
         ),
         *(q_row, k_row, v_row, batch, length, heads, channels, width, chunk_size, most),
-        *(ROUTERS.index(routing.router), routing.budget, routing.erase),
+        *(ROUTERS.index(routing.router), routing.budget, routing.erase, routing.signed),
     )
     return dq, dk, dv, d_gates, grad_state
 
@@ -68,7 +68,7 @@ def _gradient(
     q: int, k: int, v: int, gates: int, starts: int, d_out: int, d_state: int,
     dq: int, dk: int, dv: int, d_gates: int, state: int, log: int, vectors: int,
     q_row: int, k_row: int, v_row: int, batch: int, length: int, heads: int, C: int, V: int, chunk_size: int,
-    most: int, router: int, budget: int, erase: bool,
+    most: int, router: int, budget: int, erase: bool, signed: bool,
 ) -> None:  # fmt: skip
     index, pull = np.zeros(chunk_size * C, np.int64), np.zeros(C, np.float32)
     weight, decay = np.zeros(chunk_size * C, np.float32), np.zeros(chunk_size * C, np.float32)
@@ -92,7 +92,7 @@ def _gradient(
                     fetch(d_out, (row * heads + h) * V, V)
                     theta = first(one(gates, gate + 3 * heads))
                     found, root, source, scale = choose(
-                        k, k_row * row + h * C, C, router, theta, budget, index, weight, base
+                        k, k_row * row + h * C, C, router, theta, budget, signed, index, weight, base
                     )
                     strongest = forget(weight, decay, base, found, slowness(first(one(gates, gate))))
                     sizes[t - begin, 0], sizes[t - begin, 1], sizes[t - begin, 2] = found, source, strongest
@@ -107,9 +107,13 @@ def _gradient(
                     # the read
                     theta = first(one(gates, gate + 2 * heads))
                     query = q_row * row + h * C
-                    found, root, source, scale = choose(q, query, C, router, theta, budget, r_index, r_weight, 0)
+                    found, root, source, scale = choose(
+                        q, query, C, router, theta, budget, signed, r_index, r_weight, 0
+                    )
                     _ungather(state, d_state, memory, d_out, place, r_index, r_weight, pull, found, V)
-                    of_theta = unchoose(q, query, C, root, source, scale, r_index, r_weight, pull, 0, found, dq, at)
+                    of_theta = unchoose(
+                        q, query, C, root, source, scale, signed, r_index, r_weight, pull, 0, found, dq, at
+                    )
                     put(d_gates, gate + 2 * heads, of_theta)
                     # the write
                     found, source, strongest = sizes[t - begin, 0], sizes[t - begin, 1], sizes[t - begin, 2]
@@ -136,7 +140,7 @@ def _gradient(
                         )  # fmt: skip
                     put(d_gates, gate, _unforget(gates, gate, weight, of_decay, pull, base, found, strongest))
                     of_theta = unchoose(
-                        k, k_row * row + h * C, C, root, source, scale, index, weight, pull, base, found, dk, at
+                        k, k_row * row + h * C, C, root, source, scale, signed, index, weight, pull, base, found, dk, at
                     )
                     put(d_gates, gate + 3 * heads, of_theta)
 
@@ -183,14 +187,14 @@ def _unforget(
     """Gradient of the decay's gate; that of the weights is added to `pull`."""
     if not found:
         return np.float32(0.0)
-    level, greatest = slowness(first(one(gates, gate))), weight[strongest] + np.float32(1e-6)
+    level, greatest = slowness(first(one(gates, gate))), abs(weight[strongest]) + np.float32(1e-6)
     of_level, of_greatest = np.float32(0.0), np.float32(0.0)
     for j in range(found):
-        share = weight[base + j] / greatest
+        share, one_more = abs(weight[base + j]) / greatest, level * of_decay[j] / greatest
         of_level += of_decay[j] * share
-        pull[j] += level * of_decay[j] / greatest
-        of_greatest -= level * of_decay[j] * share / greatest
-    pull[strongest - base] += of_greatest
+        pull[j] += one_more if weight[base + j] >= 0 else -one_more
+        of_greatest -= one_more * share
+    pull[strongest - base] += of_greatest if weight[strongest] >= 0 else -of_greatest
     return (
         of_level * (np.float32(1.0) - first(sigmoid(one(gates, gate)))) if level > -FASTEST_DECAY else np.float32(0.0)
     )

@@ -21,6 +21,7 @@ def routed_scan_operator(
     router: str,
     budget: int,
     erase: bool,
+    signed: bool,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`hfa.ops.routing.naive_routed_scan` in float32 on the CPU, with first derivatives in linear time.
@@ -30,7 +31,7 @@ def routed_scan_operator(
         states before each chunk [N, B, H, C, V].
     """
     starts = _starts(v, state, chunk_size)
-    routing = Routing(router, budget, erase)
+    routing = Routing(router, budget, erase, signed)
     return (*recurrent_routed_scan(q, k, v, gates, state, routing, starts, chunk_size), starts)
 
 
@@ -44,6 +45,7 @@ def _(
     router: str,
     budget: int,
     erase: bool,
+    signed: bool,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return v.new_empty(v.shape), state.new_empty(state.shape), _starts(v, state, chunk_size)
@@ -61,10 +63,13 @@ def routed_scan_backward(
     router: str,
     budget: int,
     erase: bool,
+    signed: bool,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`hfa.ops.routing.gradient.routed_gradient`."""
-    return routed_gradient(grad_out, grad_state, q, k, v, gates, starts, Routing(router, budget, erase), chunk_size)
+    return routed_gradient(
+        grad_out, grad_state, q, k, v, gates, starts, Routing(router, budget, erase, signed), chunk_size
+    )
 
 
 @routed_scan_backward.register_fake
@@ -79,6 +84,7 @@ def _(
     router: str,
     budget: int,
     erase: bool,
+    signed: bool,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv, d_gates, d_state = (x.new_empty(x.shape) for x in (q, k, v, gates, grad_state))
@@ -100,7 +106,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_state: Tensor | None, _: N
     *inputs, starts = ctx.saved_tensors
     grad_out = inputs[2].new_zeros(inputs[2].shape) if grad_out is None else grad_out
     grad_state = torch.zeros_like(starts[0]) if grad_state is None else grad_state
-    return (*routed_scan_backward(grad_out, grad_state, *inputs, starts, *ctx.options), None, None, None, None)
+    return (*routed_scan_backward(grad_out, grad_state, *inputs, starts, *ctx.options), None, None, None, None, None)
 
 
 routed_scan_operator.register_autograd(_backward, setup_context=_setup)

@@ -10,7 +10,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from hfa.ops.routing.choose import choose
+from hfa.ops.routing.choose import choose, sizes
 from hfa.ops.routing.threshold import FASTEST_DECAY, ROUTERS
 from hfa.ops.scan.recurrent import rows
 from hfa.ops.simd import WIDTH, exponential, first, load, one, prefetch, sigmoid, splat, store
@@ -26,6 +26,7 @@ class Routing(NamedTuple):
     router: str  # one of ROUTERS
     budget: int  # most channels of a token, of `hard` and `dynamic`
     erase: bool  # whether a write first removes what the channels predicted
+    signed: bool  # whether scores below 0 count as those above, with weights below 0
 
 
 def recurrent_routed_scan(
@@ -53,7 +54,7 @@ def recurrent_routed_scan(
         *(x.data_ptr() for x in (q, k, v, gates, state, out)),
         starts.data_ptr() if starts is not None else 0,
         *(q_row, k_row, v_row, batch, length, heads, channels, width, chunk_size),
-        *(ROUTERS.index(routing.router), routing.budget, routing.erase),
+        *(ROUTERS.index(routing.router), routing.budget, routing.erase, routing.signed),
     )
     return out, state
 
@@ -62,7 +63,7 @@ def recurrent_routed_scan(
 def _scan(
     q: int, k: int, v: int, gates: int, state: int, out: int, starts: int,
     q_row: int, k_row: int, v_row: int, batch: int, length: int, heads: int, C: int, V: int, chunk_size: int,
-    router: int, budget: int, erase: bool,
+    router: int, budget: int, erase: bool, signed: bool,
 ) -> None:  # fmt: skip
     index = np.zeros(C, np.int64)
     weight, decay = np.zeros(C, np.float32), np.zeros(C, np.float32)
@@ -81,7 +82,7 @@ def _scan(
                 routed_step(
                     q, q_row * row + h * C, k, k_row * row + h * C, v, v_row * row + h * V,
                     gates, GATES * heads * row + h, heads, state, memory, out, (row * heads + h) * V,
-                    C, V, router, budget, erase, index, weight, decay,
+                    C, V, router, budget, erase, signed, index, weight, decay,
                 )  # fmt: skip
 
 
@@ -95,17 +96,17 @@ def fetch(x: int, at: int, width: int) -> None:
 @njit(error_model="numpy", forceinline=True)
 def routed_step(
     q: int, qi: int, k: int, ki: int, v: int, vi: int, gates: int, gi: int, heads: int,
-    state: int, memory: int, out: int, oi: int, C: int, V: int, router: int, budget: int, erase: bool,
+    state: int, memory: int, out: int, oi: int, C: int, V: int, router: int, budget: int, erase: bool, signed: bool,
     index: Any, weight: Any, decay: Any,
 ) -> None:  # fmt: skip
     """One token of one head, every array as its address and the offset of this token; the lists are scratch."""
     theta = first(one(gates, gi + 3 * heads))
-    found, _, _, _ = choose(k, ki, C, router, theta, budget, index, weight, 0)
+    found, _, _, _ = choose(k, ki, C, router, theta, budget, signed, index, weight, 0)
     forget(weight, decay, 0, found, slowness(first(one(gates, gi))))
     strength = sigmoid(one(gates, gi + heads))
     write(state, memory, v, vi, 0, 0, 0, 0, strength, index, weight, decay, 0, found, V, erase)
     theta = first(one(gates, gi + 2 * heads))
-    found, _, _, _ = choose(q, qi, C, router, theta, budget, index, weight, 0)
+    found, _, _, _ = choose(q, qi, C, router, theta, budget, signed, index, weight, 0)
     gather(state, memory, out, oi, index, weight, 0, found, V)
 
 
@@ -121,11 +122,11 @@ def forget(weight: Any, decay: Any, base: int, found: int, level: Any) -> int:
     """`level` times a channel's share of the strongest write, as a factor; the place of the strongest in the lists."""
     strongest = base
     for j in range(base, base + found):
-        if weight[j] > weight[strongest]:
+        if abs(weight[j]) > abs(weight[strongest]):
             strongest = j
-    rate = splat(level / (weight[strongest] + 1e-6) if found else 0.0)
+    rate = splat(level / (abs(weight[strongest]) + 1e-6) if found else 0.0)
     for j in range(base, base + found, WIDTH):
-        store(decay.ctypes.data, j, exponential(rate * load(weight.ctypes.data, j)))
+        store(decay.ctypes.data, j, exponential(rate * sizes(weight.ctypes.data, j, True)))
     return strongest
 
 

@@ -49,8 +49,14 @@ def routes(q: Tensor, k: Tensor, gates: Tensor, routing: Routing) -> tuple[Tenso
     """
     decay, _, q_theta, k_theta = (gate[..., None] for gate in gates.chunk(4, dim=-1))  # [B, T, H, 1]
     reading, writing = (
-        route(scores * (scores.square().mean(-1, keepdim=True) + EPS).rsqrt(), routing.router, theta, routing.budget)
+        route(_scaled(scores), routing.router, theta, routing.budget, routing.signed)
         for scores, theta in ((q, q_theta), (k, k_theta))
     )
-    share = writing / (writing.amax(-1, keepdim=True) + EPS)
+    share = writing.abs()
+    share = share / (share.amax(-1, keepdim=True) + EPS)
     return reading, writing, F.logsigmoid(decay).clamp(min=-FASTEST_DECAY) * share  # others stay as they are
+
+
+def _scaled(scores: Tensor) -> Tensor:
+    """Of root mean square 1 over the channels."""
+    return scores * (scores.square().mean(-1, keepdim=True) + EPS).rsqrt()

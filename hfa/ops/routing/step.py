@@ -55,7 +55,7 @@ def routed_layer_step(
         x, channels.contiguous(), tail.contiguous(), *weights, *projected, normed, y, new_channels, new_tail, scratch
     )  # fmt: skip
     sizes = (batch, heads, count, width, taps)
-    options = (ROUTERS.index(routing.router), routing.budget, routing.erase)
+    options = (ROUTERS.index(routing.router), routing.budget, routing.erase, routing.signed)
     _step(*(t.data_ptr() for t in tensors), few, *sizes, *options)
     if not few:
         y = product(normed, weights.out)[:, None]
@@ -67,6 +67,7 @@ def _step(
     x: int, channels: int, tail: int, project: int, gates: int, out_gate: int, out: int, read_conv: int, conv: int,
     norm: int, bias: int, projected: int, opened: int, gate: int, normed: int, y: int, new_channels: int, new_tail: int,
     scratch: int, few: bool, batch: int, heads: int, C: int, V: int, taps: int, router: int, budget: int, erase: bool,
+    signed: bool,
 ) -> None:  # fmt: skip
     D, S, kept = heads * V, heads * C, taps - 1
     W = S + D
@@ -99,7 +100,7 @@ def _step(
             routed_step(
                 query, S * b + h * C, written, W * b + h * C, written, W * b + S + h * V,
                 opened, GATES * heads * b + h, heads, new_channels, (heads * b + h) * C * V, read, (heads * b + h) * V,
-                C, V, router, budget, erase, index, weight, decay,
+                C, V, router, budget, erase, signed, index, weight, decay,
             )  # fmt: skip
     normalise(read, norm, gate, normed, batch * heads, V, 1e-6)
     if few:

@@ -11,17 +11,20 @@ EPS = 1e-6
 FASTEST_DECAY = 1.2  # nats a token: chunk_size * this must stay under 80, where exp overflows float32
 
 
-def route(scores: Tensor, router: str, theta: Tensor, budget: int) -> Tensor:
+def route(scores: Tensor, router: str, theta: Tensor, budget: int, signed: bool) -> Tensor:
     """What :func:`hfa.ops.routing.naive_route` computes, vectorised; `budget` is at most C - 1.
 
     Only the token's own scores enter: nothing here sees another token.
     """
+    size = scores.abs() if signed else scores
     if router == "soft":
-        above = scores.relu()
+        above = size.relu()
     else:
-        ranked = scores.topk(budget + 1, dim=-1).values
+        ranked = size.topk(budget + 1, dim=-1).values
         cut = ranked[..., -1:]
         if router == "dynamic":
             cut = torch.maximum(torch.minimum(theta, ranked[..., :1] - MARGIN), cut)
-        above = (scores - cut).relu()
+        above = (size - cut).relu()
+    if signed:
+        above = above * scores.sign()
     return above * (above.square().sum(-1, keepdim=True) + EPS).rsqrt()
