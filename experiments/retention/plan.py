@@ -21,7 +21,6 @@ EXPERIMENT = "retention"
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17)
 MILLION = 1 << 20
 MILLION_TASKS = ("passkey_same", "passkey_apart", "passkey_repeated")
-PRACTICE = ("mqar_many", "passkey_often", "crowding_often")  # trained on, to meet what long contexts are full of
 _LOOKED_AT = 32  # examples that the number of queries in an example is the mean of
 
 
@@ -47,13 +46,12 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def sources(settings: TrainSettings, tokenizer: Tokenizer) -> dict[str, Source]:
-    """The measured tasks by name, each a mixture of itself alone, so that it is reported by that name."""
+    """The recall tasks by name, each a mixture of itself alone, so that it is reported by that name."""
     data = settings.data
     assert isinstance(data, MixtureConfig)
     made = {
         name: replace(data, sources={name: source}, weights={name: 1}).build(tokenizer, settings.cache)
         for name, source in data.sources.items()
-        if name not in PRACTICE
     }
     return {name: source for name, source in made.items() if source.kind == "recall"}
 

@@ -94,7 +94,6 @@ class Index(nn.Module):
 
     @torch.no_grad()
     def match_init(self) -> None:
-        nn.init.orthogonal_(self.query.weight)
         self.key.weight.copy_(self.query.weight)
         last, before = slice(_WIDTH), slice(_WIDTH, None)
         self.query_conv.peak((1.0,), noise=0.0, channels=last)
