@@ -31,6 +31,7 @@ VARIANTS = {
     "channels-256": changed("256 channels", "num_channels=256", "active_channels=64"),
     "active-4": changed("4 active channels", "active_channels=4"),
     "active-32": changed("32 active channels", "active_channels=32"),
+    "unsigned": changed("scores above zero alone", "signed=false"),
     "shared": changed("a shared channel", "shared_channel=true"),
     "ungated": changed("no output gate", "output_gate=false"),
 }

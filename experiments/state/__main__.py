@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = table(ledger)
     console.print(summary, markup=False)
     if asked.plot:
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "state.md").write_text(summary, encoding="utf-8")
         console.print(f"  {draw(ledger, folder / 'state.png')}")
     return 0

@@ -34,38 +34,46 @@ def table(ledger: Ledger) -> str:
 
 
 def draw(ledger: Ledger, path: Path) -> Path:
-    """Accuracy by setting, and, of the hardest that was trained on, by floats of the state."""
+    """Accuracy by setting, from few pairs to many; of the hardest one by size, where there are several sizes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.6), dpi=150, layout="constrained")
-    by_setting, by_floats = figure.subplots(1, 2, width_ratios=(2, 1))
-    groups = at_best(ledger)
     compared = [name for name, subject in SUBJECTS.items() if not subject.part]
     styles = dict(zip(compared, zip(_COLOURS, _MARKERS, strict=False), strict=False))
-    groups = {key: records for key, records in groups.items() if key[0] in styles}
-    most = max((floats for _, floats in groups), default=0)
+    groups = {key: records for key, records in at_best(ledger).items() if key[0] in styles}
+    sizes = sorted({floats for _, floats in groups if floats})
+    settings = sorted({key for records in groups.values() for one in records for key in one["accuracy"]}, key=_hardness)
+    figure = Figure(figsize=(13, 4.6), dpi=150, layout="constrained")
+    axes = figure.subplots(1, 2, width_ratios=(2, 1)) if len(sizes) > 1 else [figure.subplots()]
     for (name, floats), records in groups.items():
-        if floats not in (0, most):
-            continue
-        keys = [key for key in records[0]["accuracy"] if all(key in one["accuracy"] for one in records)]
-        means = [100 * statistics.mean(one["accuracy"][key] for one in records) for key in keys]
         colour, marker = styles[name]
-        by_setting.plot(keys, means, color=colour, marker=marker, label=SUBJECTS[name].title)
-    by_setting.tick_params(axis="x", rotation=40)
-    by_setting.set(ylabel="right answers, %", title=f"By length/pairs, at {most:,} floats a layer")
-    for name, (colour, marker) in styles.items():
+        if floats in (0, *sizes[-1:]):
+            keys = [key for key in settings if all(key in one["accuracy"] for one in records)]
+            means = [100 * statistics.mean(one["accuracy"][key] for one in records) for key in keys]
+            places = [settings.index(key) for key in keys]
+            axes[0].plot(places, means, color=colour, marker=marker, label=SUBJECTS[name].title)
+    axes[0].set_xticks(range(len(settings)), settings, rotation=40)
+    axes[0].set(ylabel="right answers, %", xlabel="length/pairs, with what stands between if not zeros")
+    axes[0].set_title(f"Recall with {max(sizes, default=0):,} floats a layer, and where the state grows")
+    axes[0].legend(frameon=False, fontsize=8)
+    for name, (colour, marker) in styles.items() if len(sizes) > 1 else ():
         points = sorted((floats, records) for (one, floats), records in groups.items() if one == name and floats)
         values = [100 * statistics.mean(one["accuracy"][_HARDEST] for one in records) for _, records in points]
-        by_floats.plot([floats for floats, _ in points], values, color=colour, marker=marker)
-    by_floats.set_xscale("log", base=2)
-    by_floats.set(xlabel="floats a layer", ylabel="right answers, %", title=f"{_HARDEST}, by the size of the state")
-    for axes in (by_setting, by_floats):
-        axes.set_ylim(0, 102)
-        axes.grid(alpha=0.3)
-    by_setting.legend(frameon=False, fontsize=8)
+        axes[1].plot([floats for floats, _ in points], values, color=colour, marker=marker)
+        axes[1].set_xscale("log", base=2)
+        axes[1].set(xlabel="floats a layer", ylabel="right answers, %", title=f"{_HARDEST}, by the size of the state")
+    for one in axes:
+        one.set_ylim(0, 102)
+        one.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
+
+
+def _hardness(setting: str) -> tuple[bool, int, int]:
+    """Noise last, then by pairs, then by length."""
+    size, *noise = setting.split()
+    length, pairs = map(int, size.split("/"))
+    return bool(noise), pairs, length
 
 
 def at_best(ledger: Ledger) -> dict[tuple[str, int], list[Record]]:
@@ -74,7 +82,8 @@ def at_best(ledger: Ledger) -> dict[tuple[str, int], list[Record]]:
     for one in ledger.read("training"):
         groups.setdefault((one["variant"], one["floats"]), {}).setdefault(one["lr"], {})[one["seed"]] = one
     chosen = {}
-    for key, rates in groups.items():
+    order = list(SUBJECTS)
+    for key, rates in sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])):
         first = min(next(iter(rates.values())))  # the seed that all rates were tried with
         fitting = max(rates.values(), key=lambda by_seed: (len(by_seed), trained(by_seed[first])))
         chosen[key] = [fitting[seed] for seed in sorted(fitting)]

@@ -168,6 +168,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "active-32": changed("32 active channels", active_channels=32),
     "heads-1": changed("1 head of 128", num_heads=1),
     "heads-4": changed("4 heads of 32", num_heads=4),
+    "unsigned": changed("scores above zero alone", signed=False),
     "shared": changed("a shared channel", shared_channel=True),
     "ungated": changed("no output gate", output_gate=False),
 }

@@ -27,6 +27,7 @@ class RoutedSettings(ModelConfig):
     active_channels: PositiveInt  # the most a token may use (routers `dynamic` and `hard`)
     router: Literal["dynamic", "soft", "hard"]
     aggregation: Literal["learnable", "mean", "sum"]
+    signed: bool  # whether scores below zero route as those above do, with weights below zero; never so for `mean`
     shared_channel: bool  # whether one channel of each head is every token's, as strong as its best
     output_gate: bool
     conv_width: PositiveInt
@@ -86,7 +87,7 @@ class RoutedChannels(Mixer):
         width, heads = settings.d_model, settings.num_heads
         self.num_heads, self.head_dim, self.num_channels = heads, settings.head_dim, settings.num_channels
         self.aggregation, self.chunk_size = settings.aggregation, settings.chunk_size
-        erase, signed = settings.aggregation == "learnable", settings.aggregation != "mean"
+        erase, signed = settings.aggregation == "learnable", settings.signed and settings.aggregation != "mean"
         self.routing = Routing(settings.router, settings.active_channels, erase, signed)
         self.shared_channel = settings.shared_channel
         self.widths = [heads * settings.num_channels, width]  # of scores and values

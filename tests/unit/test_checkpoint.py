@@ -17,7 +17,7 @@ from hfa.models import LanguageModel, ModelConfig
 SIZES = {
     "_target_": "hfa.models.simplemind.SimpleMindConfig", "vocab_size": 257, "d_model": 16, "num_layers": 1,
     "num_heads": 2, "d_ff": 16, "dropout": 0.1, "max_seq_len": 100, "num_channels": 8, "active_channels": 2,
-    "router": "dynamic", "aggregation": "learnable", "shared_channel": False, "output_gate": True,
+    "router": "dynamic", "aggregation": "learnable", "signed": True, "shared_channel": False, "output_gate": True,
     "conv_width": 4, "chunk_size": 16,
 }  # fmt: skip
 

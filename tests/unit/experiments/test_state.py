@@ -46,6 +46,7 @@ def test_all_models_see_the_same_batches() -> None:
 def test_a_trial_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "TEST", [*Plan(steps=1, lr=1, seed=0).train, Setting(64, 4, "random")])
     monkeypatch.setattr("experiments.state.trial.ANSWERS", 8)
+    monkeypatch.setattr("experiments.state.trial.LEARNT", 0.0)
     threads = torch.get_num_threads()
     arguments = ["--models", "simplemind", "delta", "--lrs", "1e-3", "--seeds", "0", "--steps", "2", "--plot"]
     for _ in range(2):
