@@ -125,7 +125,7 @@ def test_anchor_layer(rows: int, heads: int, memory_heads: int, conv_width: int)
     for ours, theirs in zip(state.memory.read(), final.memory.read(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     for ours, theirs in zip((*state[2:], *state.lookup[:2]), (*final[2:], *final.lookup[:2]), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 class Sizes(NamedTuple):
@@ -155,7 +155,7 @@ def test_packed_weights(
     assert model.pack(dtype)
     found = run()
     for ours, wanted in zip(found, plain, strict=True):
-        assert (ours - wanted).abs().max() <= share * wanted.abs().max()
+        assert (ours - wanted).norm() <= share * wanted.norm()  # a norm over what cancels out is rounded at random
     if dtype == torch.bfloat16:
         assert not torch.equal(found[1], plain[1])
     copy, same = deepcopy(model), pickle.loads(pickle.dumps(model))
