@@ -73,9 +73,9 @@ class RoutedChannels(Mixer):
         o = S^T r
 
     A token goes to the channels with the largest scores of either sign: contents then overlap by chance as often
-    against each other as with each other, and more of them fit in than with weights above zero alone. Reads and writes
-    share W, so that both know a content by the same channels: better than one each in bits per byte,
-    and less to compute. Their convolutions tell them apart.
+    against each other as with each other, and more of them fit in than with weights above zero alone
+    (experiments/state, `unsigned`). Reads and writes share W, so that both know a content by the same channels: better
+    than one each in bits per byte, and less to compute. Their convolutions tell them apart.
 
     Args:
         settings: the sizes, router and aggregation.
@@ -99,7 +99,7 @@ class RoutedChannels(Mixer):
             self.gates.weight[2 * heads :] = 0.0
             self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
             self.gates.bias[heads : 2 * heads] = 0.0
-            self.gates.bias[2 * heads :] = 1.4  # which a sixth of random scores exceed in size
+            self.gates.bias[2 * heads :] = 1.4 if signed else 1.0  # which a sixth of random scores exceed
         self.out_gate = Linear(width, width, bias=False) if settings.output_gate else None
         self.out_norm = RMSNorm(settings.head_dim)
         self.out = Linear(width, width, bias=False)

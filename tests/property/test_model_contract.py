@@ -20,15 +20,14 @@ CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL = {
     "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "dropout": 0.0, "num_kv_heads": 1,
     "num_memory_heads": 1, "window": 4, "block_size": 2, "num_retrieved": 4, "num_trees": 2, "beam": 2, "leaf_size": 3,
-    "logn_length": 8,
-    "read_all": 0, "num_channels": 16, "active_channels": 4, "chunk_size": 8,
+    "logn_length": 8, "read_all": 0, "num_channels": 16, "active_channels": 4, "chunk_size": 8,
 }  # fmt: skip
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "hf")
 ROUTED = [
-    f"simplemind:{router}:{aggregation}"
+    f"simplemind:router={router}:aggregation={aggregation}"
     for router in ("dynamic", "soft", "hard")
     for aggregation in ("learnable", "mean", "sum")
-]
+] + [f"simplemind:signed={signed}:shared_channel=true" for signed in ("true", "false")]
 
 
 def build(name: str, **changes: object) -> LanguageModel:
@@ -39,8 +38,7 @@ def build(name: str, **changes: object) -> LanguageModel:
     node |= {key: value for key, value in SMALL.items() if key in node} | changes
     if name == "hybrid":
         node["pattern"] = ["routed", "anchor", "flow"]
-    if variant:
-        node |= dict(zip(("router", "aggregation"), variant, strict=True))
+    node = OmegaConf.to_container(OmegaConf.merge(node, OmegaConf.from_dotlist(variant)))
     torch.manual_seed(0)
     return from_node(node, "model", ModelConfig).build().eval()
 
