@@ -73,7 +73,7 @@ class RoutedChannels(Mixer):
         o = S^T r
 
     A token goes to the channels with the largest scores of either sign: contents then overlap by chance as often
-    against each other as with each other, and more of them fit in than with weights above zero alone
+    against each other as with each other, and reads are more exact than with weights above zero alone
     (experiments/state, `unsigned`). Reads and writes share W, so that both know a content by the same channels: better
     than one each in bits per byte, and less to compute. Their convolutions tell them apart.
 
