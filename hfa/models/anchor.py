@@ -44,7 +44,7 @@ class AnchorSettings(FlowSettings):
     num_memory_heads: PositiveInt  # key-value heads of an anchor layer
     window: PositiveInt  # tokens an anchor layer always reads
     block_size: PositiveInt  # tokens that leave the window, and enter the index, together: an anchor
-    num_retrieved: PositiveInt  # tokens read beyond the window
+    num_retrieved: NonNegativeInt  # tokens read beyond the window; with 0 that is all that is read
     num_trees: PositiveInt  # tries of the index; each sees the codes in another order
     beam: PositiveInt  # leaves that a query reaches in each
     leaf_size: PositiveInt  # tokens looked at in a leaf
@@ -190,7 +190,7 @@ class Anchor(Mixer):
         else:
             near_from = self._near_from(start, asks)
             assert isinstance(tries, Tries)
-            tries = self._prepared(tries, memory, state.memory, near_from)
+            tries = self._prepared(tries, memory, state.memory)
             chosen, touched = self._retrieve(asked, ranking, memory, start, tries)
             read = self._read(q, memory, chosen, start)
             if self.on_read:
@@ -219,7 +219,7 @@ class Anchor(Mixer):
         else:
             memory = state.memory.extended(lengths[0])  # buffers, unlike pages, grow alike
             assert isinstance(lookup.tries, Tries)
-            tries = self._prepared(lookup.tries, memory, state.memory, self._near_from(state.memory.length, 1))
+            tries = self._prepared(lookup.tries, memory, state.memory)
             rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
         tails = state.query_tail, state.key_tail, lookup.query_tail, lookup.key_tail
         y, after = anchor_step(x, tails, rows, lengths, self._weights(), self.search, self.logn_length)
@@ -259,8 +259,8 @@ class Anchor(Mixer):
         ends = (start + q.shape[2]).tolist()
         indexes = self._roomy_for(lookup, ends)
         k, v, codes = memory.pools
-        chosen = start.new_full((*asked.shape[:2], self.search.num_retrieved), -1, dtype=torch.int32)
-        if max(ends) > self.search.window:
+        chosen = self._nothing(asked)
+        if self.search.num_retrieved and max(ends) > self.search.window:
             scores = self.index.scores(asked)
             table = memory.table
             chosen, _ = retrieve_in_pages(scores, ranking, k.flatten(2), codes, table, indexes, start, self.search)
@@ -292,14 +292,14 @@ class Anchor(Mixer):
         """Tables and chunks of the tries for a memory of that capacity; nothing enters while all is in the window."""
         return room(capacity, self.search.num_trees) if capacity > self.search.window else (0, 0)
 
-    def _prepared(self, tries: Tries, memory: Memory, before: Memory, near_from: Tensor) -> Tries:
-        """The tries, as they were when all before `near_from` had entered, and with room for what is to come."""
+    def _prepared(self, tries: Tries, memory: Memory, before: Memory) -> Tries:
+        """The tries as `before` had them, and with room for what is to come."""
         wanted = self._room(memory.capacity)
         there = (tries.tables.shape[1], tries.chunks.shape[1])  # none in a state that comes from another device
         roomy = all(have >= want for have, want in zip(there, wanted, strict=True))
         if memory.pages[0].device.type != "cpu" or (memory.shares(before) and roomy):
             return tries
-        return tries.copied(wanted, near_from[:, 0])
+        return tries.copied(wanted, self._near_from(before.length, 1)[:, 0])
 
     @torch.no_grad()
     def _retrieve(
@@ -307,13 +307,17 @@ class Anchor(Mixer):
     ) -> tuple[Tensor, Tensor]:
         """Positions to read beyond the window, int32 [B, T, R], and how many were looked at, [B, T]."""
         keys, _, codes = memory.read()
-        if codes.shape[1] <= self.search.window:
-            nothing = start.new_full((*asked.shape[:2], self.search.num_retrieved), -1, dtype=torch.int32)
+        if codes.shape[1] <= self.search.window or not self.search.num_retrieved:
+            nothing = self._nothing(asked)
             return nothing, torch.zeros_like(nothing[..., 0])
         scores = self.index.scores(asked)
         if codes.device.type == "cpu":
             return retrieve(scores, ranking, keys.flatten(2), codes, *tries, start, self.search)
         return retrieve_exactly(ranking, keys.flatten(2), start, self.search)
+
+    def _nothing(self, asked: Tensor) -> Tensor:
+        """Positions to read, none so far: -1, int32 [B, T, R]."""
+        return asked.new_full((*asked.shape[:2], max(1, self.search.num_retrieved)), -1, dtype=torch.int32)
 
     def _read_all(self, q: Tensor, k: Tensor, v: Tensor, start: Tensor | None) -> Tensor:
         """[B, H, T, K] to [B, H, T, V], of all tokens that there are."""

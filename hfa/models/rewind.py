@@ -1,4 +1,4 @@
-"""Marks of a stream, and the way back to them: what a fork, a rollback or a shared prefix starts from.
+"""Marks of a stream, and the way back to them.
 
 A mark keeps what cannot be had again, the recurrent states and convolution tails of a moment, and of the exact memory
 only its length: the pages stay in the latest state, which every mark shares.

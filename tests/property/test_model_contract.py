@@ -165,6 +165,21 @@ def test_a_state_can_be_continued_twice(model: LanguageModel) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("last", [None, 1])
+@pytest.mark.parametrize("length", [1, 4, 20])
+def test_a_state_with_room_to_spare_can_be_continued_twice(model: LanguageModel, length: int, last: int | None) -> None:
+    """What the first continuation appended in place, to the memory and to the index, is not there for the second."""
+    tokens, one, two = some_tokens(2, 12), some_tokens(2, 15, seed=1), some_tokens(2, 50, seed=2)
+    expected = model.hidden(torch.cat([tokens, two], 1))[0]
+    _, state = model(tokens[:, :10])
+    _, state = model(tokens[:, 10:], state)
+    model(one, state)
+    _, state = model.hidden(two[:, :length], state, last=last)
+    again = model.hidden(two[:, length:], state)[0]
+    torch.testing.assert_close(again, expected[:, 12 + length :], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stream_can_be_rewound_to_any_mark(name: str) -> None:
     model, tokens, other = build(name), some_tokens(2, 40), some_tokens(2, 9, seed=1)

@@ -198,7 +198,7 @@ def _step(
         for group in range(groups):
             stored[here, group] = np.argmax(described[group])
         found, near = 0, max(0, start // block * block - window)
-        if near and rows[n, _NUM_TABLES]:
+        if near and num_retrieved and rows[n, _NUM_TABLES]:
             tables = carray(_at(rows[n, _TABLES]), (rows[n, _NUM_TABLES], codes), np.int32)
             chunks = carray(_at(rows[n, _CHUNKS]), (rows[n, _NUM_CHUNKS], CHUNK), np.int32)
             counts = carray(_at(rows[n, _COUNTS]), (4,), np.int64)
