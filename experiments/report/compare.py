@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 
 from experiments.report.run import Found, Run, by_study, compared
 from experiments.report.section import Section, Table
+from hfa.metrics.recall import student
 
 Reader = Callable[[Run], float | None]
-# Student's t at 97.5%, by degrees of freedom
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def comparison(found: Found) -> Section | None:
@@ -87,8 +86,7 @@ def _difference(title: str, read: Reader, runs: Sequence[Run], base: Sequence[Ru
     mean = statistics.mean(differences)
     if len(differences) < 2:
         return form.format(mean)
-    t = _STUDENT[min(len(differences) - 1, len(_STUDENT)) - 1]
-    margin = t * statistics.stdev(differences) / len(differences) ** 0.5
+    margin = student(len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
     return f"{form.format(mean)} [{form.format(mean - margin)}, {form.format(mean + margin)}]"
 
 

@@ -86,7 +86,8 @@ def retention(found: Found) -> Section | None:
         details.append((name, list(_by_depth(recall))))
     lead = (
         "Percent, by task and by length of the context in tokens, of the answers of all seeds together; bands, and the "
-        "numbers below the percentages, are the 95% interval, with how many answers or tokens they are of."
+        "numbers below the percentages, are the 95% interval, with how many answers or tokens they are of: of these "
+        "models' answers, whatever another training would have given."
     )
     charts = _by_length(recalls)
     return Section("retention", "Retention", lead, charts=charts, grids=grids, details=details) if grids else None

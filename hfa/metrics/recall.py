@@ -16,6 +16,8 @@ from hfa.types import NOWHERE
 Measure = Literal["exact", "storage", "selection", "answer", "match"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 _Z = 1.959964  # the normal distribution's 97.5% quantile
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # and Student's, by degrees of freedom
+_SUPPOSED = 2  # errors, of examples that fail as a whole
 
 
 class Interval(NamedTuple):
@@ -52,8 +54,10 @@ def effective_trials(part: int, whole: int, squares: Squares, examples: int) -> 
     """How many independent trials the answers of some examples are worth, which stand and fall together in part.
 
     It is the trials over the design effect: how much larger the variance of the rate is between examples than it would
-    be of independent trials, with Student's quantile for as many examples. Where all is right or all is wrong nobody
-    can tell how much they have in common, and an example counts as one.
+    be of independent trials, with Student's quantile for as many examples. How much answers have in common shows in
+    those that are wrong, or in those that are right where these are fewer. Two more are supposed that took their whole
+    example with them: a few errors are little to judge by, and without this the interval just below 100% was too narrow.
+    Where all is right, nothing else is known, and an example counts as one trial.
 
     Args:
         part: trials that were right.
@@ -67,22 +71,24 @@ def effective_trials(part: int, whole: int, squares: Squares, examples: int) -> 
     """
     if squares.whole_whole == whole:  # one trial each
         return whole
-    if part in (0, whole) or examples < 2:
+    seldom, together = min(part, whole - part), squares.whole_whole / whole
+    if not seldom or examples < 2:
         return examples
     rate = part / whole
     between = squares.part_part - 2 * rate * squares.part_whole + rate * rate * squares.whole_whole
     variance = between * examples / (examples - 1) / whole**2
-    independent = rate * (1 - rate) / variance if variance > 0 else math.inf
-    return min(whole, independent * (_Z / _student(examples - 1)) ** 2)
+    effect = variance * whole / (rate * (1 - rate)) * (student(examples - 1) / _Z) ** 2
+    effect = (seldom * effect + _SUPPOSED * together) / (seldom + _SUPPOSED)
+    return min(whole, whole / effect)
 
 
-def _student(freedom: int) -> float:
-    """Student's 97.5% quantile, to a percent or two; at 1 and 2 degrees of freedom, where it would miss, as it is.
+def student(freedom: int) -> float:
+    """Student's 97.5% quantile, to a thousandth.
 
-    Source: Abramowitz and Stegun, 26.7.5.
+    Source: Abramowitz and Stegun, 26.7.5, from 10 degrees of freedom on.
     """
     series = (_Z**3 + _Z) / 4 / freedom + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96 / freedom**2
-    return {1: 12.706, 2: 4.303}.get(freedom, _Z + series)
+    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else _Z + series
 
 
 class Share(NamedTuple):
