@@ -66,8 +66,6 @@ def run(task: Callable[[], Any]) -> int:
         return 130
     except Exception as error:
         said = sentence(error, MAIN)
-        if said is None and isinstance(error, OSError) and error.filename is not None:
-            said = f"{error.filename}: {error.strerror}; name another place or change its permissions."
         if said is None or TRACEBACKS:
             traceback.print_exc()
         else:

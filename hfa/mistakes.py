@@ -35,6 +35,8 @@ def sentence(error: BaseException, main: Path | None = None) -> str | None:
     if isinstance(error, HFAError):
         return str(error)
     module, text = type(error).__module__.partition(".")[0], str(error).splitlines()
+    if module == "builtins" and isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; name another place or change its permissions."
     if module not in ("hydra", "omegaconf") or type(error).__name__ == "InstantiationException" or not text:
         return None
     match type(error).__name__:

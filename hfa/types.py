@@ -3,7 +3,8 @@
 Dimension letters, used in shape comments everywhere:
 
     B  batch         T  time (tokens)      D  model width (d_model)   V  value width, or vocabulary for logits
-    H  heads         K  key width          N  anchors (blocks)        C  channels
+    H  heads         K  key width          G  heads of the memory     C  channels
+    R  retrieved     W  all keys' width    N  as said beside it       J  taps of a convolution
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ VARIANTS = {
     "hfa": Variant(title="HFA", overrides=("model=hfa",)),
     "no-flow": Variant(title="without the flow", overrides=("model=hfa", "model.pattern=[anchor]")),
     "no-anchors": Variant(title="without anchors", overrides=("model=hfa", "model.pattern=[flow]")),
-    "no-retrieval": Variant(title="window only", overrides=("model=hfa", "model.num_retrieved=1")),
+    "no-retrieval": Variant(title="window only", overrides=("model=hfa", "model.num_retrieved=0", "model.read_all=0")),
     "no-convolution": Variant(title="without short convolutions", overrides=("model=hfa", "model.conv_width=1")),
     "no-match-init": Variant(title="without match-init", overrides=("model=ablated/hfa", "model.match_init=false")),
     "summaries": Variant(
@@ -24,7 +24,7 @@ VARIANTS = {
     "mixture": Variant(
         title="a mixture over blocks in place of one softmax", overrides=("model=ablated/hfa", "model.softmax=mixture")
     ),
-    "unread": Variant(title="HFA, retrieval off when measured", trained_as="hfa", edits={"num_retrieved": 1}),
+    "unread": Variant(title="HFA, retrieval off when measured", trained_as="hfa", edits={"num_retrieved": 0}),
 }
 EXPERIMENT = "retention"  # text and recall at once
 PARAMETERS = 1_680_000  # of which 1,050,000 embed the vocabulary of the recall tasks

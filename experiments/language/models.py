@@ -9,7 +9,7 @@ VARIANTS = {
     "transformer": Variant(title="Transformer", overrides=TRANSFORMER),
     "transformer-conv": Variant(title="Transformer with conv", overrides=(*TRANSFORMER, "model.conv_width=4")),
     "hfa": Variant(title="HFA", overrides=("model=hfa",)),
-    "hfa-unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 1}),
+    "hfa-unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 0}),
     "hfa-constant": Variant(title="HFA, logit scale not growing", trained_as="hfa", edits={"logn_length": 1 << 40}),
     "delta": Variant(title="Gated delta rule: HFA without anchors", overrides=("model=hfa", "model.pattern=[flow]")),
     "simplemind": Variant(title="SimpleMind", overrides=("model=simplemind",)),

@@ -190,8 +190,7 @@ def _draw_position(axes: Axes, study: Study, name: str, style: dict[str, Any]) -
                 merged.merge(loss)
     if merged is None:
         return
-    filled = [
-        (start, stop, bits) for start, stop, bits in zip(merged.edges, merged.edges[1:], merged.bins, strict=False)
-    ]
+    bins = zip(merged.edges, merged.edges[1:], merged.bins, strict=False)
+    filled = [(start, stop, bits) for start, stop, bits in bins if bits.bytes]
     middles = [(start + stop - 1) / 2 + 1 for start, stop, _ in filled]
     axes.plot(middles, [bits.value for *_, bits in filled], label=study.variants[name].title, **style)

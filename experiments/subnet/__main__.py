@@ -57,7 +57,7 @@ def main() -> int:
         miners = published(folder, processes, arguments.ready)
         outcomes, history = asyncio.run(rounds(arguments, validator, miners, processes))
     final = history[-1]
-    console.print(table(outcomes, final, processes))
+    console.print(table(outcomes, final))
     plot(outcomes, history, folder / "weights.png")
     console.print(f"  plot: {folder / 'weights.png'}")
     result = {"weights": final, "history": history, "outcomes": [one._asdict() for one in outcomes]}
@@ -158,7 +158,7 @@ async def rounds(
     return outcomes, history
 
 
-def table(outcomes: list[Outcome], final: Mapping[str, float], processes: Mapping[str, Any]) -> Table:
+def table(outcomes: list[Outcome], final: Mapping[str, float]) -> Table:
     """A row a miner: right answers and median time by length, and the weight."""
     lengths = sorted({one.length for one in outcomes})
     shown = Table(title="\nwhat the validator saw", title_style="bold")

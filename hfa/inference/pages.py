@@ -63,10 +63,6 @@ class PagePool:
                 self.num_idle -= 1
                 self._free.append(page)
 
-    def references(self, page: int) -> tuple[int, int]:
-        """Streams that hold a page, and checkpoints that keep it."""
-        return self._held[page], self._kept[page]
-
     def _settle(self, page: int) -> None:
         if self._kept[page]:
             self.num_idle += 1

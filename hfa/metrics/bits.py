@@ -65,11 +65,6 @@ class LossByPosition:
         self.bins = [BitsPerByte() for _ in self.edges[1:]]
 
     @classmethod
-    def equal(cls, seq_len: int, num_bins: int) -> LossByPosition:
-        """Bins of equal width, or one position each where there are fewer positions than bins."""
-        return cls(np.unique(np.linspace(0, seq_len, num_bins + 1).astype(int)).tolist())
-
-    @classmethod
     def doubling(cls, seq_len: int, first: int) -> LossByPosition:
         """Bins that end at `first`, twice that, and so on up to `seq_len`."""
         doubled = [first << i for i in range(seq_len.bit_length()) if first << i < seq_len]

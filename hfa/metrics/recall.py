@@ -56,8 +56,8 @@ def effective_trials(part: int, whole: int, squares: Squares, examples: int) -> 
     It is the trials over the design effect: how much larger the variance of the rate is between examples than it would
     be of independent trials, with Student's quantile for as many examples. How much answers have in common shows in
     those that are wrong, or in those that are right where these are fewer. Two more are supposed that took their whole
-    example with them: a few errors are little to judge by, and without this the interval just below 100% was too narrow.
-    Where all is right, nothing else is known, and an example counts as one trial.
+    example with them: a few errors are little to judge by, and without this the interval just below 100% was too
+    narrow. Where all is right, nothing else is known, and an example counts as one trial.
 
     Args:
         part: trials that were right.

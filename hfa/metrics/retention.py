@@ -20,7 +20,7 @@ class Read(Protocol):
 
     @property
     def chosen(self) -> Tensor:
-        """Positions each memory head retrieved for each of them, int64 [B, G, T, R]; -1 where there are fewer."""
+        """Positions retrieved for each of them, by all heads together, int64 [B, 1, T, R]; -1 where there are fewer."""
 
     @property
     def near_from(self) -> Tensor:

@@ -48,11 +48,6 @@ def state_to(state: State, device: torch.device | str) -> State:
     return map_tensors(lambda x: x.to(device), state)
 
 
-def detach(state: State) -> State:
-    """The state without its history, for truncated backpropagation."""
-    return map_tensors(Tensor.detach, state)
-
-
 def flatten(state: State) -> dict[str, Tensor]:
     """The tensors of a state by dotted path, as safetensors stores them."""
     return dict(_walk(state, ""))

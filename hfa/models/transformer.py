@@ -87,7 +87,7 @@ class Attention(Mixer):
         if isinstance(memory, PagedMemory) and x.shape[1] == 1 and memory.has_kernels:
             scaled = q * self.head_dim**-0.5
             keys, values = memory.pools
-            mixed = read_pages(scaled, keys, values, memory.table, start, torch.zeros_like(start), None)
+            mixed = read_pages(scaled, keys, values, memory.table, start)
             return self.out(mixed.transpose(1, 2).flatten(2)), AttentionState(memory, tail)
         keys, values = memory.read()
         mixed = causal_attention(

@@ -198,7 +198,7 @@ def _register(arguments: argparse.Namespace, config: LocalNetworkConfig) -> None
         create_hotkey(wallet)
         _say(f"made {hotkey_file(wallet)}")
     hotkey = open_hotkey(wallet, "choose another wallet.hotkey").hotkey
-    _show([config.file().register(hotkey, stake_tao=arguments.stake, validator_permit=arguments.validator)], config)
+    _show([config.file().register(hotkey, stake_tao=arguments.stake, validator_permit=arguments.validator)])
 
 
 def _deregister(arguments: argparse.Namespace, config: LocalNetworkConfig) -> None:
@@ -215,10 +215,10 @@ def _create_wallet(arguments: argparse.Namespace, config: LocalNetworkConfig) ->
 def _list(arguments: argparse.Namespace, config: LocalNetworkConfig) -> None:
     registrations = config.file().read()
     _say(f"netuid {config.netuid}: {len(registrations)} neurons in {config.file().path}")
-    _show(registrations, config)
+    _show(registrations)
 
 
-def _show(registrations: Sequence[Registration], config: LocalNetworkConfig) -> None:
+def _show(registrations: Sequence[Registration]) -> None:
     for registration in registrations:
         permit = "validator" if registration.validator_permit else "-"
         where = registration.endpoint or "-"

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hfa.config import Config, NonNegativeInt, PositiveInt, config
 from hfa.data.loader import ExampleDataset, Item, StreamSampler, collate
+from hfa.errors import DataError
 from hfa.training.module import LMModule
 from hfa.types import Batch, Source, Split
 
@@ -26,11 +27,21 @@ class LoaderConfig(Config):
 
 
 class EveryPart(Dataset[Item]):
-    """The first `num_examples` examples of each source in a mixture, or as many as it has."""
+    """The first `num_examples` examples of each source in a mixture, or as many as it has.
+
+    Raises:
+        DataError: a source has none.
+    """
 
     def __init__(self, source: Source, split: Split, num_examples: int) -> None:
         self._split, self._parts = split, list(source.parts().values())
         counts = [part.num_examples(split) for part in self._parts]
+        for name, count in zip(source.parts(), counts, strict=True):
+            if count == 0:
+                raise DataError(
+                    f"{name}: its {split} documents are shorter than one example of {source.seq_len} tokens; "
+                    f"add documents, or set a larger {split}_fraction or a smaller seq_len."
+                )
         self._places = [
             (place, index)
             for place, count in enumerate(counts)

@@ -194,6 +194,7 @@ def evaluate_model(
 
     Raises:
         ConfigError: the data has token ids that the model lacks, or a task does not fit into a length.
+        DataError: likewise, where that depends on the text of a task.
     """
     if source.vocab_size > model.config.vocab_size:
         expected = f"at most {model.config.vocab_size}, the checkpoint's ids"
@@ -203,7 +204,7 @@ def evaluate_model(
     training, packs = model.training, not model.is_packed and model.pack()
     model.eval()
     try:
-        for length in sorted(lengths):
+        for length in sorted(set(lengths)):
             together = max(1, min(batch_size, _SIDE_BY_SIDE // length))
             for name, part in source.at_length(length).parts().items():
                 by_position = LossByPosition.doubling(length, _FIRST_BIN)
@@ -222,6 +223,8 @@ def evaluate_model(
                         by_position.update(nats, batch.labels, byte_lengths)
                 if part.kind == "text" and bits.tokens:
                     found.bits[name, length], found.loss[name] = bits, by_position
+                elif part.kind == "text":
+                    log.warning("%s: its %s documents are shorter than %s tokens: not measured", name, split, length)
     finally:
         model.train(training)
         if packs:

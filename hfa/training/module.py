@@ -83,8 +83,7 @@ class LMModule(L.LightningModule):
         scored = self.score(batch)
         weights = scored.weights(len(batch.tokens), self.loss_average)
         loss = (scored.nats * weights).sum() / weights.sum().clamp(min=1)
-        auxiliary_loss: Callable[[], Tensor] | None = getattr(self.model, "auxiliary_loss", None)
-        auxiliary = auxiliary_loss() if auxiliary_loss else None
+        auxiliary = self.model.auxiliary_loss()
         self.meter("train").add(batch, scored, weights, auxiliary)
         self.examples_seen += len(batch.tokens) * self.trainer.world_size
         self.tokens_seen += batch.tokens.numel() * self.trainer.world_size

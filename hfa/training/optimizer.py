@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hfa.config import Config, Fraction, NonNegativeFloat, PositiveFloat, config
+from hfa.errors import ConfigError
 
 
 @config
@@ -35,6 +36,10 @@ class AdamWConfig(OptimizerConfig):
     weight_decay: NonNegativeFloat
     embedding_lr_factor: PositiveFloat
 
+    def check(self) -> None:
+        if max(self.betas) >= 1:
+            raise ConfigError("betas", self.betas, "two numbers below 1: at 1 an average forgets nothing")
+
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         groups = parameter_groups(model, self.weight_decay)
         if self.embedding_lr_factor != 1:
@@ -46,12 +51,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """The parameters that are decayed, and those that are not.
 
     Matrices are decayed; embeddings, norms, biases and all other vectors and scalars are not, for nothing
-    multiplies them and shrinking them only fights the data. A model that knows better has a method
-    ``parameter_groups(weight_decay)`` of its own.
+    multiplies them and shrinking them only fights the data.
     """
-    if own := getattr(model, "parameter_groups", None):
-        groups: list[dict[str, Any]] = own(weight_decay)
-        return groups
     looked_up = embeddings(model)
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []

@@ -73,10 +73,10 @@ def _inside_run(path: Path) -> Path:
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Dotted key, old and new value of what matters and is not the same."""
-    if key in _FREE or not old:
+    if key in _FREE:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in {**old, **new}:
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        for name in old:
+            yield from _differences(old[name], new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield key, old, new

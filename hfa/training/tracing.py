@@ -16,7 +16,7 @@ from hfa import checkpoint
 from hfa.data.loader import Item, collate
 from hfa.errors import DataError
 from hfa.metrics.plot_read import most_read, plot_reads
-from hfa.metrics.recall import Answer, find_answers
+from hfa.metrics.recall import find_answers
 from hfa.models import LanguageModel
 from hfa.models.audit import Explanation, audit
 from hfa.training.evaluation import find_artifact, predict
@@ -94,13 +94,13 @@ def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
 def find_case(model: LanguageModel, part: Source, num_examples: int, chunk_size: int) -> tuple[Example, Case]:
     """The first wrong answer among the examples, or the first answer of all."""
     model.eval()
-    first: tuple[Example, Answer, int, bool] | None = None
+    first: tuple[Example, int, bool] | None = None
     for index in range(num_examples):
         example = part.example(index, "test")
         correct = predict(model, collate([Item(example, 0)]), chunk_size).correct[0].numpy()
         for answer in find_answers(example.gold[None]):
             wrong = np.flatnonzero(~correct[answer.start : answer.stop])
-            case = (example, answer, answer.start + int(wrong[0]) if len(wrong) else answer.start, not len(wrong))
+            case = (example, answer.start + int(wrong[0]) if len(wrong) else answer.start, not len(wrong))
             if len(wrong):
                 return example, _case(model, part.name, *case, chunk_size)
             first = first or case
@@ -109,9 +109,7 @@ def find_case(model: LanguageModel, part: Source, num_examples: int, chunk_size:
 
 
 @torch.no_grad()
-def _case(
-    model: LanguageModel, task: str, example: Example, answer: Answer, position: int, right: bool, chunk_size: int
-) -> Case:
+def _case(model: LanguageModel, task: str, example: Example, position: int, right: bool, chunk_size: int) -> Case:
     tokens = torch.from_numpy(example.tokens[None, : position + 1])
     start, state = position // chunk_size * chunk_size, None
     if start:

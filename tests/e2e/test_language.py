@@ -21,7 +21,7 @@ def test_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         parameters=100_000,
         variants={
             "hfa": Variant(title="HFA", overrides=("model=hfa", "model.d_model=32", *small)),
-            "unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 1}),
+            "unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 0}),
         },
         ledger=Ledger(tmp_path / "runs.jsonl"),
         evaluation=("evaluate.lengths=[64,128]", "evaluate.num_examples=2"),

@@ -23,11 +23,13 @@ SMALL = {
     "logn_length": 8, "read_all": 0, "num_channels": 16, "active_channels": 4, "chunk_size": 8,
 }  # fmt: skip
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "hf")
-ROUTED = [
+VARIANTS = [
     f"simplemind:router={router}:aggregation={aggregation}"
     for router in ("dynamic", "soft", "hard")
     for aggregation in ("learnable", "mean", "sum")
-] + [f"simplemind:signed={signed}:shared_channel=true" for signed in ("true", "false")]
+]
+VARIANTS += [f"simplemind:signed={signed}:shared_channel=true" for signed in ("true", "false")]
+VARIANTS += ["hfa:num_retrieved=0"]
 
 
 def build(name: str, **changes: object) -> LanguageModel:
@@ -48,7 +50,7 @@ def some_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 61, (rows, length), generator=generator)
 
 
-@pytest.fixture(params=[*NAMES, *ROUTED], scope="module")
+@pytest.fixture(params=[*NAMES, *VARIANTS], scope="module")
 def model(request: pytest.FixtureRequest) -> LanguageModel:
     return build(request.param)
 
@@ -216,6 +218,17 @@ def test_training_reads_all_of_a_short_example(length: int, same_as: dict[str, i
     model, same, tokens = build("hfa", read_all=32), build("hfa", **same_as), some_tokens(2, length)
     same.load_state_dict(model.state_dict())
     torch.testing.assert_close(model.train()(tokens)[0], same.train()(tokens)[0], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [0, 4])
+def test_without_retrieval_an_anchor_layer_reads_its_window(count: int) -> None:
+    model = build("hfa:conv_width=1", pattern=["anchor"], num_layers=1, num_retrieved=count)
+    tokens = some_tokens(1, 40)
+    changed = tokens.clone()
+    changed[:, :32] = (changed[:, :32] + 1) % 61
+    last, other = (model(x)[0][:, -1] for x in (tokens, changed))
+    assert torch.equal(last, other) == (count == 0)
 
 
 @pytest.mark.parametrize("name", NAMES)

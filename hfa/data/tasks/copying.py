@@ -31,8 +31,8 @@ class CopyingConfig(SourceConfig):
     def check(self) -> None:
         if self.vocab_size < 4:
             raise ConfigError("vocab_size", self.vocab_size, "at least 4: a blank, a sign to begin, and two contents")
-        if self.seq_len < 2 * self.num_tokens:
-            raise ConfigError("seq_len", self.seq_len, f"at least {2 * self.num_tokens} for num_tokens to be copied")
+        if self.seq_len < 3 * self.num_tokens:
+            raise ConfigError("seq_len", self.seq_len, f"at least {3 * self.num_tokens} for num_tokens to be copied")
 
     def build(self, tokenizer: Tokenizer, cache_dir: Path) -> Copying:
         return Copying(self)
@@ -45,8 +45,8 @@ class Copying:
         labels                       a b c
         gold                         1 4 8
 
-    Every token is an answer by itself. What differs from the source: there the model copies without seeing what it has
-    said, here it reads its own answers as in all else.
+    Every token is an answer by itself, so no two stand side by side. What differs from the source: there the model
+    copies without seeing what it has said, here it reads its own answers as in all else.
 
     Source: Mamba, arXiv 2312.00752, section 4.1.1.
     """
@@ -60,7 +60,7 @@ class Copying:
     def example(self, index: int, split: Split) -> Example:
         settings, rng = self._settings, generator(self._settings.seed, split, index)
         count, start = settings.num_tokens, self.seq_len - settings.num_tokens
-        places = np.sort(rng.choice(start, count, replace=False))
+        places = np.sort(rng.choice(start - count + 1, count, replace=False)) + np.arange(count)  # a blank between two
         contents = rng.integers(_NOW + 1, settings.vocab_size, count)
         tokens = np.full(self.seq_len, _BLANK, dtype=np.int64)
         tokens[places], tokens[start], tokens[start + 1 :] = contents, _NOW, contents[:-1]

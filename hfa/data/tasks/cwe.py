@@ -45,6 +45,9 @@ class CommonWordsConfig(SourceConfig):
     def check(self) -> None:
         if self.freq_cw <= self.freq_ucw:
             raise ConfigError("freq_cw", self.freq_cw, f"more than freq_ucw={self.freq_ucw}")
+        shot = _SHOTS[self.seq_len >= _LONG][0]
+        if self.num_cw > shot:
+            raise ConfigError("num_cw", self.num_cw, f"at most {shot}, the words of the example that is shown before")
 
     def build(self, tokenizer: Tokenizer, cache_dir: Path) -> CommonWords:
         return CommonWords(self, tokenizer)
@@ -95,8 +98,7 @@ class CommonWords(Ruler):
                 listed = self._list(rng, words[:count], often, seldom)
                 break
         if listed is None:
-            self.refuse(1)
-        assert listed is not None
+            self.refuse()
         found = zip(joints, listed.common, listed.last, strict=True)
         form = f"words {often} and {seldom} times, {SHOWN[shown]}"
         return Prompt(instruction, listed.tokens, question, [Answer(*each) for each in found], form)

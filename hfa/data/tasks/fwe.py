@@ -12,6 +12,7 @@ import numpy as np
 from hfa.config import PositiveInt, config
 from hfa.data.source import SourceConfig
 from hfa.data.tasks.ruler import Answer, Prompt, Ruler, flat
+from hfa.errors import ConfigError
 from hfa.types import Split, Tokenizer
 
 _INSTRUCTION = (
@@ -39,7 +40,17 @@ class FrequentWordsConfig(SourceConfig):
     """
 
     alpha: Annotated[float, annotated_types.Gt(1)]
-    coded_wordlen: PositiveInt
+    coded_wordlen: Annotated[PositiveInt, annotated_types.Le(13)]
+
+    def check(self) -> None:
+        if self.num_words > len(_LETTERS) ** self.coded_wordlen:
+            expected = f"more, for {self.num_words} different words in seq_len={self.seq_len} tokens"
+            raise ConfigError("coded_wordlen", self.coded_wordlen, expected)
+
+    @property
+    def num_words(self) -> int:
+        """Words of the vocabulary, the dots among them."""
+        return max(_LEAST_WORDS, self.seq_len // _WORDS_PER_LENGTH)
 
     def build(self, tokenizer: Tokenizer, cache_dir: Path) -> FrequentWords:
         return FrequentWords(self, tokenizer)
@@ -64,7 +75,7 @@ class FrequentWords(Ruler):
         ranks = np.arange(1, 1_000_001, dtype=np.float64)
         rest = len(ranks) ** (1 - settings.alpha) / (settings.alpha - 1)  # of the series, by its integral
         shares = ranks**-settings.alpha
-        self._shares = (shares / (shares.sum() + rest))[: max(_LEAST_WORDS, self.seq_len // _WORDS_PER_LENGTH)]
+        self._shares = (shares / (shares.sum() + rest))[: settings.num_words]
 
     def prompt(self, rng: np.random.Generator, split: Split) -> Prompt:
         words = self.encode_all([" ...", *self._words(rng, len(self._shares) - 1)])
@@ -74,7 +85,7 @@ class FrequentWords(Ruler):
         room = self.room(instruction, question, [*joints, *words[1 : 1 + _ASKED]])
         times = self._times(np.array([len(word) for word in words]), room)
         if times[_ASKED] <= times[_ASKED + 1]:
-            self.refuse(1)
+            self.refuse()
         drawn = rng.permutation(np.repeat(np.arange(len(words)), times))
         tokens, starts = flat(words, drawn)
         last = [int(starts[np.flatnonzero(drawn == rank)[-1]]) for rank in range(1, 1 + _ASKED)]

@@ -188,7 +188,7 @@ class NIAH(Ruler):
             case "needle":
                 text, starts = self._distractors(rng, room, keys)
         if len(starts) < count:
-            self.refuse(1)
+            self.refuse()
         return text, np.sort(rng.choice(starts, count, replace=False))
 
     def _distractors(self, rng: np.random.Generator, room: int, keys: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 
@@ -123,10 +123,11 @@ class Ruler(ABC):
             self.refuse(1 - room)
         return room
 
-    def refuse(self, missing: int) -> None:
-        """Raise the DataError about a length that is too short."""
+    def refuse(self, missing: int | None = None) -> NoReturn:
+        """Raise the DataError about a length that is too short, by `missing` tokens if that is known."""
+        shortest = "more" if missing is None else self.seq_len + missing
         raise DataError(
-            f"{self.name}: seq_len is {self.seq_len}, and its shortest example takes {self.seq_len + missing} tokens "
+            f"{self.name}: seq_len is {self.seq_len}, and its shortest example takes {shortest} tokens "
             f"of the {self._tokenizer.name} tokenizer; raise seq_len, or leave this task out."
         )
 

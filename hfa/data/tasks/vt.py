@@ -11,6 +11,7 @@ import numpy as np
 from hfa.config import NonNegativeInt, PositiveInt, config
 from hfa.data.source import SourceConfig
 from hfa.data.tasks.ruler import NOISE, SHOT_SHARE, SHOWN, Answer, Prompt, Ruler
+from hfa.errors import ConfigError
 from hfa.types import Split, Tokenizer
 
 _INSTRUCTION = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
@@ -34,6 +35,11 @@ class VariableTrackingConfig(SourceConfig):
     num_chains: PositiveInt
     num_hops: PositiveInt
     shot_lines: NonNegativeInt
+
+    def check(self) -> None:
+        if 0 < self.shot_lines <= self.num_hops:
+            expected = f"0, or at least {self.num_hops + 1}, a line for each of num_hops={self.num_hops} and the first"
+            raise ConfigError("shot_lines", self.shot_lines, expected)
 
     def build(self, tokenizer: Tokenizer, cache_dir: Path) -> VariableTracking:
         return VariableTracking(self, tokenizer)

@@ -12,7 +12,8 @@ from hfa.ops.simd import WIDTH, exponential, load, splat, store, total
 
 Array = np.ndarray[Any, Any]
 
-_NOTHING = -30.0  # logits below the greatest: too little for a sum to notice
+NEGLIGIBLE = -30.0  # a logit below the greatest: too little for a sum to notice
+EMPTY = -1e30  # the log-sum-exp of no token
 
 
 @njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -51,7 +52,7 @@ def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) ->
                 for x in range(value_width):
                     read[x] *= total
                 for i in range(count):
-                    if logits[h, i] - top[h] < _NOTHING:
+                    if logits[h, i] - top[h] < NEGLIGIBLE:
                         continue
                     weight = math.exp(logits[h, i] - top[h])
                     total += weight
@@ -151,7 +152,7 @@ def join_backward(
                     logit = query[0] * key[0]
                     for x in range(1, width):
                         logit += query[x] * key[x]
-                    if logit - lse[head, t] < _NOTHING:
+                    if logit - lse[head, t] < NEGLIGIBLE:
                         continue
                     weight = math.exp(logit - lse[head, t])
                     along = above[0] * value[0]

@@ -10,20 +10,16 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from hfa.ops.anchor.far import join, join_vectors
+from hfa.ops.anchor.far import NEGLIGIBLE, join, join_vectors
 from hfa.ops.anchor.read import _read_windows
 from hfa.ops.index.trie import place
 from hfa.ops.simd import WIDTH, load, splat, store, suits, total
 
 Array = np.ndarray[Any, Any]
 
-_NOTHING = -30.0  # logits below the greatest: too little for a sum to notice
 
-
-def read_pages(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, start: Tensor, first: Tensor, chosen: Tensor | None
-) -> Tensor:
-    """Attend from one token a row to the tokens ``first .. start`` and those chosen, in one softmax.
+def read_pages(q: Tensor, k: Tensor, v: Tensor, table: Tensor, start: Tensor) -> Tensor:
+    """Attend from one token a row to all tokens up to it.
 
     In float32 on the CPU, with K in whole vectors.
 
@@ -31,18 +27,14 @@ def read_pages(
         q: [B, H, 1, K], logit scale included, of positions `start` [B].
         k: [pages, page_size, G, K] and v: like it, the tokens at `start` included; page_size a power of two.
         table: int64 [B, N], the pages of each row.
-        first: int64 [B].
-        chosen: int32 [B, 1, R], -1 for none, which come last.
 
     Returns:
         [B, H, 1, K].
     """
-    batch, heads, _, width = q.shape
+    _, heads, _, width = q.shape
     q, out = q.contiguous(), q.new_empty(q.shape)
-    far = np.full((batch, 1), -1, np.int32) if chosen is None else chosen[:, 0].numpy()
-    tables, starts, firsts = table.numpy(), start.numpy(), first.numpy()
     addresses = (x.data_ptr() for x in (q, k, v, out))
-    _read_rows(*addresses, tables, firsts, starts, far, heads, k.shape[2], width, k.shape[1].bit_length() - 1)
+    _read_rows(*addresses, table.numpy(), start.numpy(), heads, k.shape[2], width, k.shape[1].bit_length() - 1)
     return out
 
 
@@ -77,21 +69,15 @@ def read_piece(
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _read_rows(
-    q: int, k: int, v: int, out: int,
-    table: Array, first: Array, last: Array, chosen: Array, heads: int, groups: int, width: int, shift: int,
-) -> None:  # fmt: skip
-    together, row = heads // groups, groups * width
-    room = chosen.shape[1] + np.max(last - first) + 1
+    q: int, k: int, v: int, out: int, table: Array, last: Array, heads: int, groups: int, width: int, shift: int
+) -> None:
+    together, row, room = heads // groups, groups * width, np.max(last) + 1
     places, weights = np.empty(room, np.int64), np.empty((together, room), np.float32)
     kept, top = np.empty(together, np.float32), np.empty(together, np.float32)
     for b in range(len(table)):
-        count = 0
-        while count < chosen.shape[1] and chosen[b, count] >= 0:
-            places[count] = place(table[b], shift, chosen[b, count]) * row
-            count += 1
-        for position in range(first[b], last[b] + 1):
-            places[count] = place(table[b], shift, position) * row
-            count += 1
+        count = last[b] + 1
+        for position in range(count):
+            places[position] = place(table[b], shift, position) * row
         for group in range(groups):
             query = (b * heads + group * together) * width
             top[:] = -np.inf
@@ -108,7 +94,7 @@ def _read_rows(
                 whole = np.float32(0)
                 for i in range(count):
                     gap = weights[h, i] - top[h]
-                    weights[h, i] = np.float32(math.exp(gap)) if gap > _NOTHING else np.float32(0)
+                    weights[h, i] = np.float32(math.exp(gap)) if gap > NEGLIGIBLE else np.float32(0)
                     whole += weights[h, i]
                 kept[h] = np.float32(1) / whole
             for x in range(0, width, WIDTH):

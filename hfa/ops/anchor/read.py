@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hfa.ops.anchor.far import join, join_backward, join_vectors
+from hfa.ops.anchor.far import EMPTY, join, join_backward, join_vectors
 from hfa.ops.simd import suits, tracked
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-_NOTHING = -1e30  # the log-sum-exp of no token
 
 
 def anchor_read(
@@ -108,7 +107,7 @@ def _read(
         far = chosen[b]
         if vectors and q.shape[2] == 1:  # decoding: the window is joined as if it had been chosen
             far = _with_window(far[0], first, window, block_size)
-            out[b], lse[b] = 0.0, _NOTHING
+            out[b], lse[b] = 0.0, EMPTY
         else:
             _read_windows(q[b], k[b], v[b], first, window, block_size, out[b], lse[b])
         if vectors:

@@ -13,7 +13,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from hfa.ops.anchor.far import join_vectors
+from hfa.ops.anchor.far import EMPTY, join_vectors
 from hfa.ops.fused.conv import convolve_rows
 from hfa.ops.fused.linear import decodes, product, products, projections
 from hfa.ops.index.retrieve import Search
@@ -22,7 +22,6 @@ from hfa.ops.simd import WIDTH, first, load, one, splat, store
 
 Array = np.ndarray[Any, Any]
 
-_NOTHING = np.float32(-1e30)  # the log-sum-exp of no token
 (
     _KEYS, _VALUES, _CODES, _TABLES, _CHUNKS, _COUNTS, _PAGES, _START, _SHIFT, _ROOM, _NUM_TABLES, _NUM_CHUNKS,
     _NUM_PAGES,
@@ -216,7 +215,7 @@ def _step(
         row = read + 4 * n * width
         for c in range(0, width, WIDTH):
             store(row, c, splat(0.0))
-        norms[:] = _NOTHING
+        norms[:] = np.float32(EMPTY)
         join_vectors(q, keys, values, row, places[:, :found], norms, memory_heads, head_dim)
     if project:
         products(read, out_w, y, count, width, width)

@@ -21,7 +21,7 @@ class Trie(dict[int, Any]):
 def naive_retrieve(
     scores: Tensor, query: Tensor, keys: Tensor, codes: Tensor, start: int, search: Search
 ) -> list[list[int]]:
-    """What :func:`hfa.ops.index.retrieve` retrieves for one row, best first.
+    """What :func:`hfa.ops.index.retrieve` retrieves for one row, best first, as long as tables do not run out.
 
     Args:
         scores: [T, groups, codes]; query: [T, W]; keys: [N, W]; codes: uint8 [N, groups].

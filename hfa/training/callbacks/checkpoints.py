@@ -12,9 +12,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from hfa import checkpoint
 from hfa.config import PositiveInt, config
-from hfa.errors import ConfigError
 from hfa.models import LanguageModel
-from hfa.training.callbacks.base import CallbackConfig, Surroundings
+from hfa.training.callbacks.base import CallbackConfig, Surroundings, check_monitor
 from hfa.training.callbacks.interruption import Interrupted
 from hfa.training.callbacks.validation import validation_follows
 from hfa.training.module import LMModule
@@ -23,21 +22,14 @@ from hfa.training.provenance import provenance
 
 @config
 class CheckpointsConfig(CallbackConfig):
-    """`monitor` is a validated metric: ``val/loss``, ``val/bits_per_byte``, ``val/recall/NAME``."""
+    """`monitor` is a validated metric, see :func:`hfa.training.callbacks.base.check_monitor`."""
 
     monitor: str
     mode: Literal["min", "max"]
     every_n_steps: PositiveInt
 
     def build(self, around: Surroundings) -> Checkpoints:
-        """Raises ConfigError when validation will not have the monitored metric."""
-        parts = around.source.parts()
-        kinds = {part.kind for part in parts.values()}
-        there = ["val/loss"] + ["val/bits_per_byte"] * ("text" in kinds)
-        there += [f"val/recall/{name}" for name, part in parts.items() if part.kind == "recall"]
-        if self.monitor not in there:
-            expected = f"one of {', '.join(there)} with this data"
-            raise ConfigError("callbacks.checkpoints.monitor", self.monitor, expected)
+        check_monitor("callbacks.checkpoints.monitor", self.monitor, around.source)
         return Checkpoints(self, around)
 
 

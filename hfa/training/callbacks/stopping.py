@@ -7,7 +7,7 @@ from typing import Literal
 from lightning.pytorch.callbacks import EarlyStopping
 
 from hfa.config import PositiveInt, config
-from hfa.training.callbacks.base import CallbackConfig, Surroundings
+from hfa.training.callbacks.base import CallbackConfig, Surroundings, check_monitor
 
 
 @config
@@ -19,4 +19,5 @@ class EarlyStoppingConfig(CallbackConfig):
     patience: PositiveInt
 
     def build(self, around: Surroundings) -> EarlyStopping:
+        check_monitor("callbacks.early_stopping.monitor", self.monitor, around.source)
         return EarlyStopping(self.monitor, mode=self.mode, patience=self.patience, check_on_train_epoch_end=False)

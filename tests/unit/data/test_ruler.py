@@ -235,6 +235,7 @@ def test_copying(make: Make) -> None:
     assert np.array_equal(example.labels[59:], contents)
     assert np.array_equal(example.tokens[example.gold[59:]], contents)
     assert example.tokens[59] == 1
+    assert (np.diff(example.gold[59:]) > 1).all(), "each is an answer by itself"
     assert (example.labels[:59] == IGNORE).all()
 
 
@@ -243,3 +244,18 @@ def test_pieces_laid_end_to_end() -> None:
     assert tokens.tolist() == [3, 1, 2, 3]
     assert starts.tolist() == [0, 1, 3]
     assert issubclass(type(settings_of("vt").build(ByteTokenizer(), Path())), Ruler)
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        ("cwe", "data.num_cw=21", "num_cw: got 21, expected at most 20"),
+        ("fwe", "data.coded_wordlen=1", "coded_wordlen: got 1, expected more, for 40 different words"),
+        ("fwe", "data.coded_wordlen=14", "coded_wordlen: got 14"),
+        ("vt", "data.shot_lines=2", "shot_lines: got 2, expected 0, or at least 5"),
+        ("copying", "data.num_tokens=900", "seq_len: got 2000, expected at least 2700"),
+    ],
+)
+def test_tasks_that_cannot_be_laid_out_are_refused(task: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^data.{message}"):
+        settings_of(task, "data.seq_len=2000", override)

@@ -46,8 +46,6 @@ def test_bins_cover_every_position_once() -> None:
     assert loss.edges == (0, 16, 32, 64, 100)
     assert LossByPosition.doubling(64, 16).edges == (0, 16, 32, 64)
     assert LossByPosition.doubling(8, 16).edges == (0, 8)
-    assert LossByPosition.equal(100, 4).edges == (0, 25, 50, 75, 100)
-    assert LossByPosition.equal(2, 4).edges == (0, 1, 2)
     nats, labels = batch(100, 0)
     loss.update(nats, labels, LENGTHS)
     total.update(nats, labels, LENGTHS)
@@ -56,7 +54,7 @@ def test_bins_cover_every_position_once() -> None:
     assert loss.bins[1].tokens == int((labels[:, 16:32] != IGNORE).sum())
 
 
-@pytest.mark.parametrize("make", [BitsPerByte, lambda: LossByPosition.equal(50, 5)])
+@pytest.mark.parametrize("make", [BitsPerByte, lambda: LossByPosition.doubling(50, 8)])
 def test_merging_is_adding_and_json_keeps_all(make: type[BitsPerByte]) -> None:
     one, two, both = make(), make(), make()
     for part, seed in ((one, 1), (two, 2)):

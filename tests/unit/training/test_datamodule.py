@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from hfa.errors import DataError
 from hfa.training.datamodule import DataModule, EveryPart
 from hfa.training.fit import build_data, build_model, build_module
 from hfa.training.module import LMModule
@@ -72,3 +73,9 @@ def test_no_more_validation_examples_than_there_are(settings: TrainSettings) -> 
     there = source.num_examples("val")
     assert there is not None
     assert len(EveryPart(source, "val", 10**6)) == there
+
+
+def test_a_text_too_short_to_be_validated_is_refused(settings: TrainSettings) -> None:
+    source = build_data(settings)[1].parts()["text"].at_length(10**7)
+    with pytest.raises(DataError, match=r"^text: its val documents are shorter than one example of 10000000 tokens"):
+        EveryPart(source, "val", 3)

@@ -149,6 +149,8 @@ def test_what_cannot_be_resumed(composed: Compose, tmp_path: Path) -> None:
         train(composed("trainer.max_steps=4", f"resume={old}"), tmp_path / "c")
     with pytest.raises(ConfigError, match=r"optimizer.lr: got 0.5, expected 0.001 as in .*old"):
         train(composed("optimizer.lr=0.5", f"resume={old}"), tmp_path / "d")
+    with pytest.raises(ConfigError, match=r"seed: got 1, expected 0 as in .*old"):
+        train(composed("seed=1", f"resume={old}"), tmp_path / "f")
     torn = old / "checkpoints" / "last.ckpt"
     torn.write_bytes(torn.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"last.ckpt is torn"):

@@ -57,12 +57,3 @@ def test_tied_weights_come_once() -> None:
     model.head.weight = model.embedding.weight
     parameters = [p for group in parameter_groups(model, 0.5) for p in group["params"]]
     assert len(parameters) == len({id(p) for p in parameters}) == 5
-
-
-def test_a_model_may_know_better() -> None:
-    class Own(Tiny):
-        def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
-            return [{"params": [self.scale], "weight_decay": weight_decay / 2}]
-
-    optimizer = ADAMW.build(Own())
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(0.25)]
