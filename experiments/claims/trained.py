@@ -12,9 +12,10 @@ from experiments.language.ledger import Ledger as Runs
 from experiments.language.models import PARAMETERS, VARIANTS
 from experiments.language.study import Study, score
 from experiments.retention.ledger import Ledger as Cells
-from experiments.retention.report import MEASURES, percent, short
+from experiments.retention.report import MEASURES, percent
 from experiments.state import report as state_report
 from experiments.state.subjects import SUBJECTS
+from hfa.metrics.plot import short
 
 _RETENTION = "experiments/retention/results/cells.jsonl"
 _LANGUAGE = "experiments/language/results/runs.jsonl"

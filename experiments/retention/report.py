@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.retention.ledger import Ledger
-from hfa.metrics.plot import plot_recall
+from hfa.metrics.plot import plot_recall, short
 from hfa.metrics.recall import Measure, Recall
 
 MEASURES: tuple[Measure, ...] = ("storage", "selection", "answer")
@@ -77,11 +77,3 @@ def percent(rate: float) -> str:
     if rate in (0, 1):
         return f"{100 * rate:.0f}"
     return f"{min(max(100 * rate, 0.01), 99.99):.2f}"
-
-
-def short(tokens: int) -> str:
-    """131072 as 128K."""
-    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
-        if tokens % unit == 0:
-            return f"{tokens // unit}{name}"
-    return str(tokens)

@@ -82,7 +82,7 @@ def plot_overview(recalls: Mapping[str, Recall], path: Path, title: str = "Reten
             _cells(axes, shares)
             axes.set_title(f"{measure}, {name}" if len(recalls) > 1 else measure, fontsize=10)
             axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
-            axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths], fontsize=8)
+            axes.set_xticks(range(len(lengths)), [short(length) for length in lengths], fontsize=8)
             axes.set_xlabel("length of the context (tokens)", fontsize=8)
     return _save(figure, path)
 
@@ -105,7 +105,7 @@ def plot_loss(losses: Mapping[str, LossByPosition], path: Path, title: str = "Lo
         middles = [(start + stop - 1) / 2 + 1 for start, stop, _ in filled]
         axes.plot(middles, [bits.value for *_, bits in filled], color=colour, marker=marker, label=name)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.set_xlabel("position in the context (tokens)")
     axes.set_ylabel("bits per byte (less is better)")
     axes.grid(alpha=0.3)
@@ -122,7 +122,7 @@ def _heat_map(axes: Axes, recall: Recall, task: str, lengths: Sequence[int], mea
     edges = [round(100 * i / recall.depth_bins) for i in range(recall.depth_bins + 1)]
     names = [f"{start} to {stop}%" for start, stop in itertools.pairwise(edges)]
     axes.set_yticks(range(len(bins)), [*names, "all"], fontsize=8)
-    axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths], fontsize=8)
+    axes.set_xticks(range(len(lengths)), [short(length) for length in lengths], fontsize=8)
     axes.set_ylabel("depth of the evidence", fontsize=9)
     axes.set_xlabel("length of the context (tokens)", fontsize=9)
 
@@ -150,7 +150,7 @@ def _percent(rate: float) -> str:
     return f"{min(max(100 * rate, 0.1), 99.9):.1f}"
 
 
-def _short(tokens: float) -> str:
+def short(tokens: float) -> str:
     """131072 as 128K; what is not a whole number of K as it is."""
     for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
         if tokens >= unit and tokens % unit == 0:
