@@ -46,6 +46,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
 
 _MODULE = "modeling_hfa"
 _END = "<|endoftext|>"
+_POSITIONS = ("position_ids", "cache_position", "token_type_ids")
 
 
 class ExportedConfig(PreTrainedConfig):
@@ -106,6 +107,7 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _supports_attention_backend = False
+    accepts_loss_kwargs = False  # transformers' Trainer then averages over accumulated batches itself
 
     def __init__(self, config: ExportedConfig) -> None:
         super().__init__(config)
@@ -123,8 +125,9 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        **_: Any,
-    ) -> CausalLMOutputWithPast:
+        return_dict: bool | None = None,
+        **others: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """As the causal models of `transformers` do.
 
         Args:
@@ -134,7 +137,14 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
             labels: int64 [B, T], not shifted; -100 is not scored.
             use_cache: hand back the state.
             logits_to_keep: logits of so many last tokens; 0 for all.
+            return_dict: false for a tuple.
+            others: what `generate` says about positions, which our models count themselves.
+
+        Raises:
+            ValueError: something is asked for that there is not.
         """
+        if unknown := [name for name, value in others.items() if name not in _POSITIONS and value not in (None, False)]:
+            raise ValueError(f"{', '.join(unknown)}: a model of hfa has no such argument; leave it out")
         cache = past_key_values if isinstance(past_key_values, StateCache) else StateCache()
         if cache.state is None and attention_mask is not None and not bool(attention_mask.all()):
             hidden, state = self._unpadded(input_ids, attention_mask)
@@ -145,7 +155,8 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         kept = StateCache(state, cache.length + input_ids.shape[1]) if use_cache else None
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
+        return output.to_tuple() if return_dict is False else output
 
     def get_input_embeddings(self) -> torch.nn.Module:
         embedding: torch.nn.Module = self.model.embedding

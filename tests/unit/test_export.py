@@ -70,6 +70,35 @@ def test_the_same_logits_and_the_same_words(exported: tuple[checkpoint.Artifact,
         assert said[0, 35:].tolist() == expected_words
 
 
+@pytest.mark.parametrize("way", ["import hfa.export", "trust = dict(trust_remote_code=True)"])
+def test_it_writes_in_a_process_that_knows_nothing_else(tmp_path: Path, way: str) -> None:
+    """`from_pretrained` imports and builds our models while tensors go to no device at all."""
+    from hfa.export import export
+
+    artifact(tmp_path / "ours", "hfa")
+    folder = export(tmp_path / "ours", tmp_path / "theirs")
+    script = f"""
+import torch
+trust = dict()
+{way}
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, **trust)
+print(model.generate(torch.arange(40, 75)[None], max_new_tokens=12, min_new_tokens=12, do_sample=False).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "torch.Size([1, 47])", done.stderr[-2000:]
+
+
+@torch.no_grad()
+def test_what_it_does_not_have_is_not_passed_over(exported: tuple[checkpoint.Artifact, Any]) -> None:
+    _, theirs = exported
+    prompt = torch.arange(40, 60)[None]
+    with pytest.raises(ValueError, match="output_hidden_states: a model of hfa has no such argument"):
+        theirs(prompt, output_hidden_states=True)
+    assert torch.equal(theirs(prompt, return_dict=False)[0], theirs(prompt).logits)
+    assert not theirs.accepts_loss_kwargs
+
+
 @torch.no_grad()
 def test_prompts_of_other_lengths_beams_and_several_answers(exported: tuple[checkpoint.Artifact, Any]) -> None:
     ours, theirs = exported

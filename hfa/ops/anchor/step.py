@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
     _KEYS, _VALUES, _CODES, _TABLES, _CHUNKS, _COUNTS, _PAGES, _START, _SHIFT, _ROOM, _NUM_TABLES, _NUM_CHUNKS,
     _NUM_PAGES,
 ) = range(13)  # fmt: skip
-_WHOLE = torch.zeros(1, dtype=torch.long)
+_WHOLE = torch.zeros(1, dtype=torch.long, device="cpu")  # whatever device may be the default when this is imported
 
 
 class AnchorWeights(NamedTuple):
