@@ -70,7 +70,10 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     data: dict[str, Any] = json.loads((REPO / path).read_text(encoding="utf-8"))
     where = f"{path}, {'provenance.' if 'provenance' in data else ''}{_QUOTED_CONFIG}"
-    return data, made_by(data.get("provenance", data), where)
+    made = made_by(data.get("provenance", data), where)
+    if "training" in data:  # of the weights that were measured
+        made["training"] = {key: data["training"].get(key) for key in ("command", "commit", "dirty", "step")}
+    return data, made
 
 
 def made_by(made: dict[str, Any], where: str) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def made_by(made: dict[str, Any], where: str) -> dict[str, Any]:
         made: the provenance.
         where: its configuration stands.
     """
-    machine = made.get("machine", {}).get("processor") or made.get("device")
+    machine = made.get("machine", {}).get("processor") or made.get("cpu") or made.get("device")
     kept = {key: made.get(key) for key in ("command", "commit", "dirty", "seed", "date", "torch", "threads")}
     return {**kept, "machine": machine, "config": where}
 

@@ -14,6 +14,8 @@ from experiments.claims.trained import language, retention, state, unrecorded
 from experiments.complexity.measure import Regime
 from experiments.complexity.report import Results
 from experiments.serving.plot import CLAIMS
+from hfa.metrics.plot import percent
+from hfa.metrics.recall import Recall
 
 _QUICKSTART = "experiments/quickstart/results/{}.json"
 _COMPLEXITY = "experiments/complexity/results/{}.json"
@@ -268,10 +270,9 @@ def _rates(results: Results, model: str, regime: Regime, length: int, body_only:
 
 
 def _answers(data: dict[str, Any], task: str, length: int) -> dict[str, Any]:
-    one = next(one for one in data["recall"] if (one["task"], one["length"]) == (task, length))
-    low, high = one["interval"]
-    shown = f"{100 * one['accuracy']:.1f}% [{100 * low:.0f}, {100 * high:.0f}]"
-    return {"shown": shown, "value": one["accuracy"], "interval": (low, high)}
+    count = Recall.from_json(data["recall_by_depth"]).at(task, length)
+    shown = f"{100 * count.accuracy:.1f}% [{', '.join(map(percent, count.interval))}]"
+    return {"shown": shown, "value": count.accuracy, "interval": tuple(count.interval)}
 
 
 def _bits(data: dict[str, Any], length: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _STATE = "experiments/state/results/trials.jsonl"
 
 
 def retention() -> Table:
-    """Storage, selection and answers of every task and length, all seeds together; of several, the worst one's, too."""
+    """Storage, selection and exact answers by task and length, of all seeds; of several, the worst one's, too."""
     cells = Cells(REPO / _RETENTION)
     if not cells.seeds():
         return unrecorded("retention", ["task", "%"])
@@ -43,12 +43,12 @@ def retention() -> Table:
             return ""
         shares = {measure: together.at(task, length).share(measure) for measure in MEASURES}
         parts = [
-            add(f"{measure}, % of {share.whole:,} queries", task, length, share.value, share.interval)
+            add(f"{measure}, % of {share.whole:,}", task, length, share.value, share.interval)
             for measure, share in shares.items()
             if share.whole
         ]
-        answers = [share.value for one in by_seed if (share := one.at(task, length).share("answer")).whole]
-        worst = f" ({add('answer, % of the worst seed', task, length, min(answers), None)})" if answers[1:] else ""
+        answers = [share.value for one in by_seed if (share := one.at(task, length).share("exact")).whole]
+        worst = f" ({add('exact, % of the worst seed', task, length, min(answers), None)})" if answers[1:] else ""
         return " / ".join(parts) + worst
 
     rows = [[task, *(cell(task, length) for length in lengths)] for task in together.tasks()]

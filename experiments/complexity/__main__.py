@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from rich.console import Console
 
 from hfa.errors import ConfigError, HFAError
+from hfa.training.provenance import processor
 
 if TYPE_CHECKING:
     from experiments.complexity.measure import Regime
@@ -225,13 +226,6 @@ def provenance(plan: Any) -> dict[str, Any]:
         "environment": environment(plan.threads),
         "load_at_start": os.getloadavg()[0],
     }
-
-
-def processor() -> str:
-    """The processor's own name, where the system says it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def compact(data: dict[str, Any]) -> str:

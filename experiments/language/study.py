@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from experiments.language.ledger import Ledger, Record
 from experiments.language.variant import Variant, equal_size, model_config, num_parameters
 from hfa import checkpoint
 from hfa.training.loggers import read_metrics
+from hfa.training.provenance import processor
 
 REPO = Path(__file__).parents[2]
 OUTPUTS = REPO / "outputs"
@@ -229,7 +229,4 @@ def _said(path: Path) -> Path:
 
 def cpu() -> str:
     """The processor and how many cores of it there are."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{processor()}, {os.cpu_count()} cores"

@@ -11,12 +11,12 @@ from experiments.retention.ledger import Ledger
 from hfa.metrics.plot import plot_recall, short
 from hfa.metrics.recall import Measure, Recall
 
-MEASURES: tuple[Measure, ...] = ("storage", "selection", "answer")
+MEASURES: tuple[Measure, ...] = ("storage", "selection", "exact")
 _DPI = 150
 
 
 def table(ledger: Ledger) -> str:
-    """A row a task, a column a length: answers of all seeds, the worst seed, selection, and the number of queries."""
+    """A row a task, a column a length: exact answers of all seeds, the worst seed, selection, and how many answers."""
     recall, seeds = ledger.recall(), ledger.seeds()
     by_seed = [ledger.recall(seed) for seed in seeds]
     lengths = sorted({length for task in recall.tasks() for length in recall.lengths(task)})
@@ -29,11 +29,11 @@ def table(ledger: Ledger) -> str:
 
 
 def draw(ledger: Ledger, folder: Path) -> list[Path]:
-    """A heat-map of each measure by task and length, and answers by length and depth for each task."""
+    """A heat-map of each measure by task and length, and exact answers by length and depth for each task."""
     recall = ledger.recall()
     title = f"Retention, % of queries, seeds {', '.join(map(str, ledger.seeds()))}"
     overview = _overview(recall, folder / "retention.png", title)
-    depth = plot_recall({"hfa": recall}, folder / "answers_by_depth.png", "Right tokens, %", measure="answer")
+    depth = plot_recall({"hfa": recall}, folder / "answers_by_depth.png", "Exact answers, %")
     return [overview, depth]
 
 
@@ -63,13 +63,13 @@ def _overview(recall: Recall, path: Path, title: str) -> Path:
 
 
 def _cell(recall: Recall, by_seed: list[Recall], task: str, length: int) -> str:
-    """``99.97 (99.91; 99.98) 6,000``: answers, of the worst seed; selected; queries."""
+    """``99.97 (99.91; 99.98) 6,000``: exact answers, of the worst seed; selected; how many answers."""
     count = recall.at(task, length)
     if not count.tokens:
         return ""
-    worst = min(counted.token_accuracy for one in by_seed if (counted := one.at(task, length)).tokens)
+    worst = min(counted.accuracy for one in by_seed if (counted := one.at(task, length)).tokens)
     selected = f"; {percent(count.share('selection').value)}" if count.audited else ""
-    return f"{percent(count.token_accuracy)} ({percent(worst)}{selected}) {count.tokens:,}"
+    return f"{percent(count.accuracy)} ({percent(worst)}{selected}) {count.answers:,}"
 
 
 def percent(rate: float) -> str:

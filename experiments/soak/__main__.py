@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from experiments.complexity.__main__ import processor
 from experiments.soak.faults import Faults
 from experiments.soak.load import Callers, Tally
 from experiments.soak.world import Worker, World, every
-from hfa.training.provenance import provenance
+from hfa.training.provenance import processor, provenance
 
 RESULTS = Path(__file__).parent / "results"
 _SAMPLE_S = 5.0

@@ -129,21 +129,20 @@ def _heat_map(axes: Axes, recall: Recall, task: str, lengths: Sequence[int], mea
 
 def _cells(axes: Axes, shares: Sequence[Sequence[Share]], with_interval: int = -1) -> None:
     """Percentages as colours and numbers; below each how many there were, or in one row the interval."""
-    percent = np.array([[100 * share.value for share in row] for row in shares])
+    values = np.array([[100 * share.value for share in row] for row in shares])
     axes.set_facecolor("0.9")
-    axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for y, row in enumerate(shares):
         for x, share in enumerate(row):
             if not share.whole:
                 continue
-            low, high = (100 * bound for bound in share.interval)
-            detail = f"{low:.0f} to {high:.0f}" if y == with_interval else f"n={share.whole}"
+            detail = " to ".join(map(percent, share.interval)) if y == with_interval else f"n={share.whole}"
             colour = "black" if share.value > 0.55 else "white"
-            axes.text(x, y - 0.14, _percent(share.value), ha="center", va="center", color=colour, fontsize=9)
+            axes.text(x, y - 0.14, percent(share.value), ha="center", va="center", color=colour, fontsize=9)
             axes.text(x, y + 0.26, detail, ha="center", va="center", color=colour, fontsize=6.5)
 
 
-def _percent(rate: float) -> str:
+def percent(rate: float) -> str:
     """Percent without decimals, which never says 100 or 0 when it is not exactly that."""
     if rate in (0, 1) or 0.005 < rate < 0.995:
         return f"{100 * rate:.0f}"

@@ -30,11 +30,19 @@ def provenance(cfg: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         "seed": cfg["seed"],
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "threads": torch.get_num_threads(),
         "config": dict(cfg),
         **more,
     }
+
+
+def processor() -> str:
+    """The processor's own name, where the system says it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _command() -> str:
