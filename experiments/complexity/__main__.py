@@ -37,7 +37,7 @@ FULL = {
     "train": (1024, 4096, 16384),
     "decode": (1024, 16384, 65536, 100_000),
 }
-QUICK = {"prefill": (1024, 4096), "train": (1024,), "decode": (1024, 16384)}
+QUICK = {"prefill": (1024, 4096, 8192), "train": (1024,), "decode": (1024, 16384)}
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 

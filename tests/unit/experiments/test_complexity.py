@@ -345,7 +345,7 @@ class TestCommand:
 
     def test_quick_is_short(self) -> None:
         options = command.parse(["--quick", "--regimes", "prefill"])
-        assert options.lengths["prefill"] == (1024, 4096)
+        assert options.lengths["prefill"] == (1024, 4096, 8192)
         assert (options.repeats, options.limit_s) == (3, 60.0)
 
     def test_lengths_of_ones_own(self) -> None:
