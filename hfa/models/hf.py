@@ -269,7 +269,11 @@ def _body(settings: HFConfig) -> Any:
     for key in values:
         if key not in known:
             raise ConfigError("settings", key, f"values of {kind.__name__}", f"they are {', '.join(sorted(known))}")
-    body = package.AutoModel.from_config(kind(**values))
+    try:
+        body = package.AutoModel.from_config(kind(**values))
+    except Exception as error:  # each of its models has errors of its own for values that do not go together
+        expected = f"sizes and settings that go together ({' '.join(str(error).split())})"
+        raise ConfigError("architecture", settings.architecture, expected, "set them in +model.settings") from error
     if settings.architecture == "minimax" and values.get("num_local_experts") == 1:
         _without_experts(body)
     return body

@@ -107,6 +107,8 @@ def test_what_the_package_does_not_have() -> None:
         build("llama", architecture="lama")
     with pytest.raises(ConfigError, match=r"settings: got 'hidden_sizes', expected values of LlamaConfig"):
         build("llama", settings={"hidden_sizes": 3})
+    with pytest.raises(ConfigError, match=r"architecture: got 'llama', expected .* go together \(Padding_idx must be"):
+        build("llama", settings={"pad_token_id": 10**6})
     with pytest.raises(ConfigError, match=r"dropout: got 0.1, expected 0 for a model of transformers"):
         build("llama", dropout=0.1)
 
