@@ -3,7 +3,8 @@
 Teacher forcing, as in the rest of an evaluation, shows a model its labels; here it sees only what it wrote. An answer
 counts wherever it stands in that, in any order and in any case of letters, as in the published benchmark
 (``string_match_all``). What differs: the model writes up to twice as many tokens as the expected answers have, since
-128 tokens of another tokenizer are no measure; and it stops when all of them are there, which changes no score.
+RULER's 128 (needles), 30 (variables), 120 (common words) and 50 (frequent words) are no measure in the tokens of
+another tokenizer; and it stops when all of them are there, which changes no score.
 """
 
 from __future__ import annotations

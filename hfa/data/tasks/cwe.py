@@ -88,19 +88,20 @@ class CommonWords(Ruler):
         shot = self._shot(rng, question, joints)
         shown = len(shot) * SHOT_SHARE <= self.seq_len
         instruction = np.concatenate([shot, plain]) if shown else plain
-        words = self._words(rng, self.seq_len)
+        words = self._words(rng)
         room = self.room(instruction, question, joints)
         usual = (self._settings.freq_cw, self._settings.freq_ucw)
-        listed = None
         for often, seldom in ([usual] if self.seq_len >= _LONG else []) + list(_SHORT):
             count = self._fitting(words, room, often, seldom)
             if count >= 2 * self._settings.num_cw:
-                listed = self._list(rng, words[:count], often, seldom)
                 break
-        if listed is None:
+        else:
             self.refuse()
+        enough = count < len(all_words())
+        words = words[:count] if enough else self._pairs(rng, room, often, seldom)
+        listed = self._list(rng, words, often, seldom)
         found = zip(joints, listed.common, listed.last, strict=True)
-        form = f"words {often} and {seldom} times, {SHOWN[shown]}"
+        form = f"{'words' if enough else 'pairs of words'} {often} and {seldom} times, {SHOWN[shown]}"
         return Prompt(instruction, listed.tokens, question, [Answer(*each) for each in found], form)
 
     def _with(self, settings: SourceConfig) -> Self:
@@ -115,14 +116,21 @@ class CommonWords(Ruler):
         said = [piece for pair in zip(joints, shown.common, strict=True) for piece in pair]
         return np.concatenate([self.encode(_INSTRUCTION), shown.tokens, question, *said, self.encode("\n")])
 
-    def _words(self, rng: np.random.Generator, most: int) -> list[np.ndarray]:
-        """More words than fit into `most` tokens, all different."""
+    def _words(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Words, all different: more than fit, or all there are."""
         known = all_words()
-        room = most // (3 * self._settings.freq_ucw)  # an entry takes three tokens at least: number, point and word
-        if room > len(known):
-            return self.encode_all([f" {pair}" for pair in draw_pairs(rng, room)])
-        chosen = rng.choice(len(known), min(len(known), most // 3), replace=False)
+        most = self.seq_len // 3  # an entry takes three tokens at least: number, point and word
+        chosen = rng.choice(len(known), min(len(known), most), replace=False)
         return self.encode_all([f" {known[i]}" for i in chosen])
+
+    def _pairs(self, rng: np.random.Generator, room: int, often: int, seldom: int) -> list[np.ndarray]:
+        """As many pairs of words as fit, all different."""
+        drawn = fitting = len(all_words())
+        while fitting == drawn:
+            drawn *= 2
+            pairs = self.encode_all([f" {pair}" for pair in draw_pairs(rng, drawn)])
+            fitting = self._fitting(pairs, room, often, seldom)
+        return pairs[:fitting]
 
     def _fitting(self, words: Sequence[np.ndarray], room: int, often: int, seldom: int) -> int:
         """How many of the words fit in, the common ones and their answers first."""

@@ -48,8 +48,9 @@ class NIAHConfig(SourceConfig):
         num_needle_v: values of each key.
         num_needle_q: keys that are asked for.
         num_aliases: 0, as in RULER, asks for a key by itself; else there are so many keys, and each is asked for by
-            another word that no context shows beside it: a paraphrase, to be learnt.
-        mapping_seed: which word paraphrases which key: the same in all splits, whatever `seed` is.
+            its alias, another random word that no context shows beside it. Only training teaches which: it is no
+            paraphrase in any language, and a model that was not trained on it is at chance.
+        mapping_seed: which word is the alias of which key: the same in all splits, whatever `seed` is.
         haystack: the text of ``essay``; None for the others.
     """
 
@@ -177,7 +178,9 @@ class NIAH(Ruler):
             case "essay":
                 assert self._essay is not None
                 stream = self._essay.unbroken(split)
-                text = stream.read(int(rng.integers(stream.num_tokens)), room - len(self._line_end))
+                start = int(rng.integers(stream.num_tokens))
+                start += int(self._lines.starts(stream.read(start, room))[:2][-1])  # a line's, if one starts there
+                text = stream.read(start, room - len(self._line_end))
                 text = np.append(text, self._line_end)
                 depths = np.sort(rng.choice(_DEPTHS, count, replace=False))
                 return text, self._lines.nearest(text, (depths * len(text)).astype(np.int64))

@@ -1,17 +1,28 @@
 """What the tasks of RULER share: an instruction, a context, a question, and the answers in a list.
 
-Their names, their wording and their settings are those of the published benchmark, so that numbers can be compared.
-What differs, for all of them:
+Their names, their wording and their settings are those of the published benchmark. What differs:
 
+- Eleven tasks of its thirteen: `qa_1` and `qa_2` need SQuAD and HotpotQA. An average over these eleven is not the
+  published one.
+- `evaluate.num_examples` examples of a task at a length, 64 unless told otherwise; 500 there.
 - A length is filled exactly, in the tokens of the tokenizer at hand, with the answers that are expected and not with
   a fixed number of tokens for them; what is left over are line ends before the instruction. With bytes, a context of
   a length holds about a quarter of what one of BPE's tokens holds.
+- What a model may generate is twice as long as what is expected; 128 tokens there for needles, 30 for `vt`, 120 for
+  `cwe` and 50 for `fwe`. See :mod:`hfa.training.answering`.
 - The text that essays are taken from is any text source, Python's own standard library unless told otherwise, and
-  needles stand between its lines, as they stand between sentences there.
+  needles stand between its lines, as they stand between sentences there. Each example has another part of the text,
+  from the start of a line on; there all of them have its beginning.
+- The example that `vt` and `cwe` show first is left out where it takes more than a quarter of the length, after that
+  of `vt` has been made as short as it can be; there it is always shown. The form of an example tells.
+- Words of `cwe` come as often as there, 30 and 3 times from 4,096 tokens on and 6 times and once below; where too few
+  of them fit, as in bytes, 6 times and once or 3 times and once. The form tells.
 - Answers that may come in any order have one in the labels (that of their appearance), which is what training
   teaches; what a model generates is scored in any order, by RULER's rule.
-- Words are those of wonderwords, as there; where a task needs more of them than there are, it takes pairs of words
-  (quaint-lighthouse), and RULER a list that this package does not have.
+- Words of `cwe` are those of wonderwords, as there. An example with room for more of them than there are has pairs
+  of words instead (quaint-lighthouse), and the form tells; there it has words of a list that this package lacks.
+- All is drawn anew for each example; there the order of a list, of needles and of coded words is that of one seed, and
+  so are the places in the example that `vt` shows.
 
 Source: RULER, arXiv 2404.06654, and the code of NVIDIA/RULER (Apache 2.0).
 """

@@ -17,8 +17,9 @@ from hfa.types import Split, Tokenizer
 _INSTRUCTION = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 _QUESTION = (
     "Question: Find all variables that are assigned the value {query} in the text above. Answer: According to the "
-    "chain(s) of variable assignment in the text above, {count} variables are assigned the value {query}, they are:"
+    "chain(s) of variable assignment in the text above, {count} variables are assigned the value {query}, they are: "
 )
+_SHOT_TOKENS = 500  # up to which the example shown before is filled with noise, its answers not counted
 _LETTERS = np.array(list(string.ascii_uppercase))
 
 
@@ -29,7 +30,8 @@ class VariableTrackingConfig(SourceConfig):
     Args:
         num_chains: chains in the context; the first is asked for.
         num_hops: assignments of a chain after its first.
-        shot_lines: lines of noise in the example that is shown before; 0 shows none.
+        shot_lines: lines of noise in the example that is shown before, at least; there are more if 500 tokens, or a
+            quarter of the length if that is less, hold them. 0 shows none.
     """
 
     num_chains: PositiveInt
@@ -105,8 +107,12 @@ class VariableTracking(Ruler):
         if not self._settings.shot_lines:
             return self._var[:0]
         value = int(rng.integers(10_000, 99_999))
-        text = self._scattered(rng, self._settings.shot_lines, self._chains(rng, value, name_len=3))
-        return np.concatenate([self._instruction, text.tokens, self._question(value), *text.names, self.encode("\n\n")])
+        chains, question = self._chains(rng, value, name_len=3), self._question(value)
+        said = np.concatenate([*chains[0][1], self.encode("\n\n")])
+        asked = sum(map(len, [self._instruction, *(line for lines, _ in chains for line in lines), question]))
+        room = min(_SHOT_TOKENS, self.seq_len // SHOT_SHARE - len(said)) - asked
+        text = self._scattered(rng, max(self._settings.shot_lines, room // len(self._noise)), chains)
+        return np.concatenate([self._instruction, text.tokens, question, said])
 
     def _chains(
         self, rng: np.random.Generator, value: int, name_len: int

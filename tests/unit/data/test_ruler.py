@@ -19,9 +19,10 @@ from hfa.config import from_node
 from hfa.data.loader import Item, collate
 from hfa.data.mixture import MixtureConfig
 from hfa.data.source import SourceConfig
-from hfa.data.tasks.ruler import Ruler, flat
+from hfa.data.tasks.ruler import NOISE, Ruler, flat
+from hfa.data.tasks.words import all_words
 from hfa.data.texts.files import FilesConfig
-from hfa.data.tokenizers.bpe import BPEConfig
+from hfa.data.tokenizers.bpe import BPEConfig, BPETokenizer
 from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.errors import ConfigError, DataError
 from hfa.metrics.recall import find_answers
@@ -56,8 +57,15 @@ def make(files_config: Callable[..., FilesConfig], tmp_path: Path) -> Make:
     return make
 
 
-def text_of(example: Example) -> str:
-    return ByteTokenizer().decode(example.tokens.tolist())
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    """A tokenizer that has a token for most words of `vt`."""
+    wording = settings_of("vt", "data.seq_len=4096").build(ByteTokenizer(), Path()).example(0, "test")
+    return BPEConfig(vocab_size=400, train_bytes=100_000).build(lambda: [text_of(wording)] * 5)
+
+
+def text_of(example: Example, tokenizer: Tokenizer | None = None) -> str:
+    return (tokenizer or ByteTokenizer()).decode(example.tokens.tolist())
 
 
 def answers_of(example: Example) -> list[str]:
@@ -128,6 +136,23 @@ def test_needles_are_worded_as_published(make: Make) -> None:
     assert re.fullmatch(r" [0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", answers_of(uuids)[0])
 
 
+def test_an_essay_begins_with_a_line(files_config: Callable[..., FilesConfig], tmp_path: Path, make: Make) -> None:
+    lines = [f"{i} {'and so on ' * (i % 7)}" for i in range(2000)]
+    (tmp_path / "long.txt").write_text("\n".join(lines))
+    (tmp_path / "lineless.txt").write_text("and so on " * 2000)
+    changes: dict[str, Any] = {"seq_len": 2048, "val_fraction": 0.0, "test_fraction": 0.0}
+
+    def beginnings(name: str) -> list[str]:
+        source = make("niah_single_2", 2048, haystack=files_config(paths=(str(tmp_path / name),), **changes))
+        texts = [text_of(source.example(index, "train")) for index in range(8)]
+        return [text.partition("afterwards.\n")[2].partition("\n")[0] for text in texts]
+
+    found = [line for line in beginnings("long.txt") if not line.startswith("One of the special")]
+    assert set(found) <= set(lines)
+    assert len(set(found)) == len(found) >= 4, "another part of the text each time"
+    assert len(set(beginnings("lineless.txt"))) > 1
+
+
 def test_each_needle_is_asked_for_by_its_own_key(make: Make) -> None:
     for task in ("niah_multiquery", "niah_multikey_1", "niah_multikey_2", "niah_multivalue"):
         example = make(task, 2048).example(1, "test")
@@ -160,6 +185,7 @@ def test_variables_are_those_that_the_chain_reaches(make: Make) -> None:
     text = text_of(example)
     shown, _, mine = text.strip().partition("\n\nMemorize and track")
     assert shown.count("VAR ") == 18, "an example was shown first"
+    assert len(re.findall(r"they are:  [A-Z]", text)) == 2, "two spaces, as published"
     context, _, question = mine.partition("Question: Find all variables that are assigned the value ")
     reached = {question.split(" ")[0]}
     order = []
@@ -169,6 +195,45 @@ def test_variables_are_those_that_the_chain_reaches(make: Make) -> None:
             order.append(name)
     assert [one.strip() for one in answers_of(example)] == order
     assert len(order) == 5
+
+
+@pytest.mark.parametrize("seq_len", [1500, 8192])
+def test_the_example_of_variables_has_as_much_noise_as_published(make: Make, bpe: BPETokenizer, seq_len: int) -> None:
+    """500 tokens without its answers, or a quarter of the length with them."""
+    example = make("vt", seq_len, bpe).example(0, "test")
+    instruction, noise = bpe.encode_batch(["Memorize and track the chain(s) of variable assignment", NOISE])
+    windows = np.lib.stride_tricks.sliding_window_view(example.tokens, len(instruction))
+    first, second = np.flatnonzero((windows == instruction).all(1))
+    names = bpe.decode(example.tokens[first:second].tolist()).rpartition("they are: ")[2].split()
+    said = sum(map(len, bpe.encode_batch([*(f" {name}" for name in names), "\n\n"])))
+    most = min(500, seq_len // 4 - said)
+    assert most - len(noise) < second - first - said <= most
+
+
+def test_the_example_of_variables_has_five_lines_of_noise_at_least(make: Make) -> None:
+    shown = text_of(make("vt", 8192).example(0, "test")).strip().partition("\n\nMemorize and track")[0]
+    assert shown.count(NOISE) == 5
+
+
+@pytest.mark.parametrize(
+    ("seq_len", "form"),
+    [
+        (1 << 17, "words 30 and 3 times, an example shown first"),
+        (1 << 19, "pairs of words 30 and 3 times, an example shown first"),
+    ],
+)
+def test_common_words_are_pairs_only_where_words_run_out(make: Make, seq_len: int, form: str) -> None:
+    example = make("cwe", seq_len).example(0, "test")
+    check(example, seq_len)
+    assert example.form == form
+    text = text_of(example)
+    listed = text.rpartition("Below is a numbered list of words.")[2].partition("Question:")[0]
+    words = set(re.findall(r"\d+\. (.+?)(?= \d+\. |\n)", listed))  # some have a space
+    if form.startswith("pairs"):
+        assert all("-" in word for word in words)
+    else:
+        assert words <= set(all_words())
+    assert len(text) - len(text.lstrip("\n")) < 256, "the length is filled"
 
 
 @pytest.mark.parametrize(("seq_len", "often", "seldom"), [(1024, 3, 1), (4096, 6, 1), (16384, 30, 3)])
