@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -22,8 +24,10 @@ SHORT, LONG = 256, 2048
 GROWTH = 1.05  # what the window's edges and padded chunks may come to
 STATE_BYTES_OF_100_000_TOKENS = 256 * 2**20
 
-# The index of an anchor layer is one torch operator: what it returns is counted here, and what it looks at inside is
-# not; that is bounded by the audit's count of candidates.
+# Our kernels are one torch operator each: what they return is counted here, and what they do inside is not. What the
+# index looks at is bounded by the audit's count of candidates; for all else the processor's own time has to do, which
+# sees a cost that grows with the length, and not one that doubles.
+INSIDE = 2.0  # times as long a token, in a sequence eight times as long
 
 
 def build(name: str) -> LanguageModel:
@@ -67,6 +71,33 @@ def test_a_token_of_training_costs_the_same_in_a_long_sequence(name: str) -> Non
     )
     assert long[0] / short[0] < GROWTH
     assert long[1] / short[1] < GROWTH
+
+
+def time_growth(name: str, *, training: bool) -> float:
+    """The processor's time of a token in a sequence of 8,192, over that in one of 1,024: the least of three."""
+    model, least = build(name).train(training), []
+    for length in (1024, 8192):
+        tokens = torch.randint(0, 61, (1, length), generator=torch.Generator().manual_seed(0))
+        seconds = []
+        for _ in range(4):  # the first one compiles
+            began = time.process_time()
+            with torch.set_grad_enabled(training):
+                features, _ = model.hidden(tokens)
+                if training:
+                    features.sum().backward()
+            seconds.append(time.process_time() - began)
+        least.append(min(seconds[1:]) / length)
+    return least[1] / least[0]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["prefill", "training"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_kernels_do_inside_does_not_grow(name: str, training: bool) -> None:
+    assert time_growth(name, training=training) < INSIDE
+
+
+def test_the_clock_sees_attention_grow() -> None:
+    assert time_growth("transformer", training=True) > INSIDE
 
 
 @pytest.mark.parametrize("name", NAMES)
