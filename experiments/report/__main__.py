@@ -1,12 +1,13 @@
 """One HTML page of any runs and results: ``python -m experiments.report outputs/mine experiments/complexity/results``.
 
 Folders are searched for runs of train.py (trainings, evaluations) and for what studies recorded: runs.jsonl,
-cells.jsonl and the JSON of experiments.complexity. The page is one file, and needs no network.
+cells.jsonl, trials.jsonl and the JSON of experiments.complexity. The page is one file, and needs no network.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,11 @@ from datetime import datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-from experiments.report.collect import Found, collect
+from experiments.report.charts import colours, draw
+from experiments.report.collect import collect
+from experiments.report.run import Found
 from experiments.report.sections import amounts, sections
 from hfa.errors import HFAError
 
@@ -29,8 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     found = collect(asked.paths)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", "experiments.report", *map(str, asked.paths)])
+    typed = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "experiments.report", *typed])
     asked.out.write_text(page(found, asked.title, command), encoding="utf-8")
+    for sentence in found.left_out:
+        sys.stderr.write(f"{sentence}\n")
     sys.stdout.write(f"{asked.out}\n")
     return 0
 
@@ -44,17 +51,31 @@ def page(found: Found, title: str, command: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
+    parts = sections(found)
+    palette = colours([chart for section in parts for chart in section.all_charts()])
     return environment.get_template("page.html.j2").render(
         title=title,
         command=command,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         amounts=amounts(found),
-        sections=sections(found),
+        left_out=found.left_out,
+        sections=parts,
+        draw=lambda chart: Markup(draw(chart, palette)),
     )
+
+
+def breakable(text: str) -> Markup:
+    """A name that may go on in the next line after a slash, an underscore, an equals sign or a key's dot, and not
+    within a date.
+    """
+    parts = re.sub(r"([/_=](?=\w\w)|\.(?=[a-z]))", r"\1<wbr>", str(escape(text)))
+    return Markup(re.sub(r"(\d{4}-\d\d-\d\d)", r'<span class="date">\1</span>', parts))
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except HFAError as error:
-        sys.exit(f"{error}")
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)

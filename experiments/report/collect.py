@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from experiments.language.ledger import Ledger as Trials
 from experiments.report import study
+from experiments.report.identity import joined, once, tell_apart
 from experiments.report.run import Found, Run, made, measured, model_name
-from experiments.retention.ledger import Ledger
+from experiments.retention.ledger import Ledger as Cells
+from experiments.state.report import at_best
 from hfa.errors import HFAError
 from hfa.training.loggers import read_metrics
 from hfa.training.record import read_config
+
+_NAMED = 8  # folders, of those in which nothing was read
 
 
 def collect(paths: Sequence[Path]) -> Found:
@@ -23,18 +29,22 @@ def collect(paths: Sequence[Path]) -> Found:
     Raises:
         HFAError: one does not exist, or there is nothing to report in any.
     """
-    found, taken = Found(), set[Path]()
+    found, used = Found(), dict[Path, bool]()
     for path in paths:
         if not path.exists():
             raise HFAError(f"{path}: there is no such file or folder.")
         for file in sorted(_files(path)):
-            if file.resolve() not in taken:
-                taken.add(file.resolve())
-                _take(found, file, path)
-    _tell_apart(found.runs)
-    if not (found.runs or found.costs or found.retention):
+            if file.resolve() not in used:
+                used[file.resolve()] = _take(found, file)
+    if unread := list(_unread(paths, used)):
+        more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+        found.left_out.append(f"Nothing to report in {', '.join(unread[:_NAMED])}{more}.")
+    if not (found.runs or found.costs or found.states):
         where = ", ".join(map(str, paths))
-        raise HFAError(f"{where}: no runs here; name run directories, folders of them, or results of studies.")
+        sentences = [f"{where}: no runs here; name run directories, folders of them, or results of studies."]
+        raise HFAError(" ".join(sentences + found.left_out))
+    found.runs = joined(once(found.runs))
+    tell_apart(found.runs)
     return found
 
 
@@ -48,41 +58,43 @@ def _files(path: Path) -> Iterator[Path]:
         )
 
 
-def _tell_apart(runs: Sequence[Run]) -> None:
-    """Two folders may hold a run or a study of one name each: these are called by their paths."""
-    for label in ("study", "name"):
-        paths: dict[tuple[str, str], set[str]] = {}
-        for run in runs:
-            paths.setdefault((run.study, getattr(run, label)), set()).add(run.path)
-        for run in runs:
-            if getattr(run, label) and len(paths[run.study, getattr(run, label)]) > 1:
-                setattr(run, label, run.path)
+def _unread(paths: Sequence[Path], used: Mapping[Path, bool]) -> Iterator[str]:
+    """What was named and gave nothing, and folders of files of which none did, nor any further down."""
+    for path in paths:
+        files = list(_files(path))
+        for folder in sorted({path if path.is_file() else file.parent for file in files} or {path}):
+            if not any(used[file.resolve()] for file in files if folder in (file, *file.parents)):
+                yield str(folder)
 
 
-def _take(found: Found, file: Path, root: Path) -> None:
-    if file.name == "run.json":
-        found.runs.append(_run(file.parent, root))
-    elif file.name == "runs.jsonl":
-        found.runs += study.read(file)
-    elif file.name == "cells.jsonl":
-        ledger = Ledger(file)
-        found.retention[str(file)] = {f"seed {seed}": ledger.recall(seed) for seed in ledger.seeds()}
-    elif file.suffix == ".json":
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and {"rows", "models", "provenance"} <= data.keys():
-            found.costs[str(file)] = data
-        elif isinstance(data, dict) and "recall_by_depth" in data and not (file.parent / "run.json").exists():
-            run = Run(name=f"{file.resolve().parents[1].name}/{file.stem}", path=str(file))
-            found.runs.append(measured(run, data))
+def _take(found: Found, file: Path) -> bool:
+    """Add what is in a file; whether there was anything, be it that it cannot be read."""
+    try:
+        if file.name == "run.json":
+            found.runs.append(_run(file.parent))
+        elif file.name == "runs.jsonl":
+            found.runs += list(study.read(_records(file), file.parent))
+        elif file.name == "cells.jsonl":
+            found.runs += _retention(file)
+        elif file.name == "trials.jsonl":
+            _records(file)
+            found.states[str(file)] = at_best(Trials(file))
+        else:
+            return file.suffix == ".json" and _results(found, file)
+    except HFAError as error:
+        found.left_out.append(str(error))
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        found.left_out.append(f"{file} was not read: {reason}.")
+    return True
 
 
-def _run(folder: Path, root: Path) -> Run:
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    name = folder.relative_to(root).as_posix() if folder != root and folder.is_relative_to(root) else folder.name
-    run = Run(name, str(folder), config=read_config(folder), made=made(facts), metrics=facts.get("metrics") or {})
-    run.model = model_name(run.config)
+def _run(folder: Path) -> Run:
+    facts, config = _json(folder / "run.json"), read_config(folder)
+    run = Run(str(config.get("name") or folder.resolve().name), str(folder), model_name(config), config)
     if (folder / "evaluation.json").exists():
-        return measured(run, json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
+        return measured(run, _json(folder / "evaluation.json"))
+    run.made, run.metrics = [made(facts)], facts.get("metrics") or {}
     if (folder / "metrics.csv").exists():
         for row in read_metrics(folder / "metrics.csv"):
             for key, value in row.items():
@@ -91,6 +103,58 @@ def _run(folder: Path, root: Path) -> Run:
     if (folder / "samples.txt").exists():
         run.samples = _last_samples((folder / "samples.txt").read_text(encoding="utf-8"))
     return run
+
+
+def _retention(file: Path) -> Iterator[Run]:
+    """A run a seed; what trained them is in another file beside it, if in any."""
+    cells, trainings = _records(file), file.parent / "training.json"
+    trained = _json(trainings) if trainings.exists() else {}
+    name, ledger = _study(file), Cells(file)
+    for seed in ledger.seeds():
+        facts = trained.get(f"seed{seed}") or {}
+        found = [made(cell.get("provenance") or {"seed": seed}) for cell in cells if cell["seed"] == seed]
+        yield Run(
+            name=f"{name}, seed {seed}",
+            path=str(file.parent),
+            made=([made(facts)] if facts else []) + [one for i, one in enumerate(found) if one not in found[:i]],
+            metrics=facts.get("metrics") or {},
+            recall=ledger.recall(seed),
+            variant=name,
+        )
+
+
+def _results(found: Found, file: Path) -> bool:
+    data = _json(file)
+    if {"rows", "models", "provenance"} <= data.keys():
+        found.costs[str(file)] = data
+    elif "recall_by_depth" in data and not (file.parent / "run.json").exists():
+        found.runs.append(measured(Run(f"{_study(file)}/{file.stem}", str(file)), data))
+    else:
+        return False
+    return True
+
+
+def _study(file: Path) -> str:
+    """What a file of results is of: ``experiments/retention/results/cells.jsonl`` is of retention."""
+    return next(name for name in reversed(file.resolve().parent.parts) if name != "results")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise HFAError(f"{file} was not read: it is no JSON, or was cut off.") from None
+    return data if isinstance(data, dict) else {}
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise HFAError(f"{file} was not read: line {number} is no JSON, or was cut off; take it out.") from None
+    return records
 
 
 def _last_samples(text: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments.complexity.report import Results, short
-from experiments.report.charts import Curve, draw, tokens
+from experiments.report.charts import Chart, Curve, tokens
 from experiments.report.run import Found
-from experiments.report.section import Chart, Section, Table
+from experiments.report.section import Section, Table
 
 _UNITS = {"prefill": "tokens/s", "train": "tokens/s", "decode": "ms a token"}
 
@@ -25,15 +26,9 @@ def costs(found: Found) -> Section | None:
         note = f"{path}: {processor}, {str(made.get('commit'))[:9]}, {made['date'][:10]}"
         for regime in results.regimes():
             titles = {"prefill": "Prefill", "train": "Training, forward and backward", "decode": "Decode, by context"}
-            curves = _speeds(results, regime)
-            svg = draw(
-                curves, x="tokens", y=_UNITS[regime], log_x=True, log_y=True, ticks=tokens, description=titles[regime]
-            )
-            charts.append(
-                Chart(
-                    f"{titles[regime]}: {_UNITS[regime]}", svg, f"Median; the band is from quartile to quartile. {note}"
-                )
-            )
+            title = f"{titles[regime]}: {_UNITS[regime]}"
+            said = f"Median; the band is from quartile to quartile. {note}"
+            charts.append(_chart(title, _speeds(results, regime), _UNITS[regime], said))
             lengths = results.lengths(regime)
             rows = [
                 [
@@ -44,27 +39,29 @@ def costs(found: Found) -> Section | None:
                 for name, facts in results.models.items()
             ]
             columns = ["model", *(short(n) for n in lengths), *(["slope of time [95%]"] if regime != "decode" else [])]
-            tables.append(Table(f"{titles[regime]}, {_UNITS[regime]}", columns, rows, note))
-        for regime, title in (("prefill", "prefill"), ("train", "training")):
+            tables.append(Table(title, columns, rows, note))
+        for regime, name in (("prefill", "prefill"), ("train", "training")):
             peaks = _memory(results, regime)
             allocated = {
                 str(facts["title"]): Curve(list(sizes), [size / 1024 for size in sizes.values()])
-                for name, facts in results.models.items()
-                if len(sizes := results.allocated(name, regime)) > 1
+                for model, facts in results.models.items()
+                if len(sizes := results.allocated(model, regime)) > 1
             }
             for what, unit, curves in (
                 ("Peak memory, MiB beyond the weights", "MiB", peaks),
                 ("Allocated a token, KiB, counted", "KiB a token", allocated),
             ):
                 if curves:
-                    said = f"{what}: {title}"
-                    svg = draw(curves, x="tokens", y=unit, log_x=True, log_y=True, ticks=tokens, description=said)
-                    charts.append(Chart(said, svg, note))
+                    charts.append(_chart(f"{what}: {name}", curves, unit, note))
     lead = (
         "A slope of one is linear growth; its 95% interval is a bootstrap over the rounds of measuring. Bands of speed "
         "are the quartiles of those rounds: how much they scatter, and no interval of the median."
     )
     return Section("costs", "Cost by length", lead, tables=tables, charts=charts) if charts else None
+
+
+def _chart(title: str, curves: Mapping[str, Curve], y: str, note: str) -> Chart:
+    return Chart(title, curves, "tokens", y, log_x=True, log_y=True, ticks=tokens, note=note)
 
 
 def _speeds(results: Results, regime: Any) -> dict[str, Curve]:

@@ -1,4 +1,4 @@
-"""What the page is made of: runs, and the results of studies that train nothing."""
+"""What the page is made of: runs, and the results of studies that measure no recall."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from hfa.metrics.bits import LossByPosition
 from hfa.metrics.recall import Recall
 
 Points = list[tuple[float, float]]
+Made = Mapping[str, Any]  # command, commit, seed, date, machine
+Records = list[dict[str, Any]]
 
 
 @dataclass
@@ -21,7 +23,7 @@ class Run:
         path: of its folder, or of the study's results.
         model: what was trained.
         config: resolved.
-        made: command, commit, seed, date, machine.
+        made: how, of the training first and of the measuring then.
         metrics: the newest of each.
         curves: by metric, value against optimizer steps.
         bits: bits per byte by (text, length).
@@ -29,15 +31,16 @@ class Run:
         recall: what was asked, by task, length and depth.
         samples: what it wrote.
         study: that it is of; empty for none.
-        variant: of the study; its runs differ in their learning rates and seeds alone.
+        variant: whose runs differ in their learning rates and seeds alone; empty where it is one run by itself.
         chosen: whether its learning rate is the variant's best; the others are part of the sweep and no more.
+        training: what a checkpoint that was measured says of its training.
     """
 
     name: str
     path: str
     model: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
-    made: Mapping[str, Any] = field(default_factory=dict)
+    made: list[Made] = field(default_factory=list)
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: dict[str, Points] = field(default_factory=dict)
     bits: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -47,11 +50,21 @@ class Run:
     study: str = ""
     variant: str = ""
     chosen: bool = True
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """Its name, with its study's before it."""
         return f"{self.study}/{self.name}" if self.study else self.name
+
+    @property
+    def seed(self) -> int | None:
+        """Of the training."""
+        return (self.training or (self.made[0] if self.made else {})).get("seed")
+
+    @property
+    def learning_rate(self) -> float | None:
+        return (self.config.get("optimizer") or {}).get("lr")
 
 
 @dataclass
@@ -59,32 +72,31 @@ class Found:
     """Everything that was found.
 
     Args:
-        runs: of ``train.py``, and of the studies that train.
+        runs: of ``train.py``, of the studies that train, and of experiments.retention.
         costs: runs of experiments.complexity, by path.
-        retention: results of experiments.retention, by path: seed to what was counted.
+        states: of experiments.state, by path: the trials of each model and number of floats, by seed.
+        left_out: sentences on what could not be read.
     """
 
     runs: list[Run] = field(default_factory=list)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    retention: dict[str, dict[str, Recall]] = field(default_factory=dict)
+    states: dict[str, dict[tuple[str, int], Records]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 def by_study(runs: Iterable[Run]) -> dict[str, dict[str, list[Run]]]:
-    """The runs that are compared, by study and variant; of no study, each by itself."""
+    """The runs that are compared, by study, and by the name that they have on the whole page."""
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         if run.chosen:
-            found.setdefault(run.study, {}).setdefault(run.variant or run.name, []).append(run)
+            name = run.variant or run.name
+            found.setdefault(run.study, {}).setdefault(f"{run.study}/{name}" if run.study else name, []).append(run)
     return found
 
 
 def compared(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """The same, of all studies together."""
-    return {
-        f"{study}/{name}" if study else name: of
-        for study, variants in by_study(runs).items()
-        for name, of in variants.items()
-    }
+    return {name: of for variants in by_study(runs).values() for name, of in variants.items()}
 
 
 def measured(run: Run, data: Mapping[str, Any]) -> Run:
@@ -95,10 +107,12 @@ def measured(run: Run, data: Mapping[str, Any]) -> Run:
         data: as in evaluation.json.
     """
     if training := data.get("training"):
+        run.training = training
         run.config = training.get("config") or run.config
+        run.name = run.config.get("name") or run.name
         run.model = model_name(run.config)
         run.metrics = {**(training.get("metrics") or {}), **run.metrics}
-    run.made = run.made or made(data)
+    run.made.append(made(data))
     run.bits |= {(one["source"], one["length"]): one["bits_per_byte"] for one in data.get("bits_per_byte", [])}
     run.loss |= {name: LossByPosition.from_json(one) for name, one in data.get("loss_by_position", {}).items()}
     if data.get("recall_by_depth", {}).get("counts"):
@@ -106,9 +120,9 @@ def measured(run: Run, data: Mapping[str, Any]) -> Run:
     return run
 
 
-def made(facts: Mapping[str, Any]) -> dict[str, Any]:
+def made(facts: Mapping[str, Any]) -> Made:
     """How it was made, of all that is said about it."""
-    kept = ("command", "commit", "dirty", "seed", "date", "device", "cpu", "torch", "threads", "status", "checkpoint")
+    kept = ("command", "commit", "dirty", "seed", "date", "device", "cpu")
     return {key: facts[key] for key in kept if facts.get(key) is not None}
 
 
@@ -117,12 +131,3 @@ def model_name(config: Mapping[str, Any]) -> str:
     model = config.get("model") or {}
     target = str(model.get("_target_", "")).rpartition(".")[2].removesuffix("Config")
     return f"hf/{model['architecture']}" if "architecture" in model else target
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration by dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        path = f"{prefix}.{key}" if prefix else str(key)
-        found |= flat(value, path) if isinstance(value, Mapping) and value else {path: value}
-    return found

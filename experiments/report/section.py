@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from experiments.report.charts import Chart
+
+_NUMBER = re.compile(r"[+-]?\d[\d.,]*%?( .*)?")
+_LONG = 48  # letters of a cell that may be broken anywhere
 
 
 class Cell(NamedTuple):
     """A cell of a heat-map."""
 
     text: str
-    note: str  # the interval, and of how many
+    notes: Sequence[str]  # the interval, and of how many
     colour: str
     dark: bool  # whether the colour is
 
@@ -32,11 +38,21 @@ class Table(NamedTuple):
     rows: list[list[str]]
     note: str = ""
 
+    @property
+    def kinds(self) -> list[str]:
+        """How each column is set: ``number`` to the right, ``word`` and ``long`` to the left."""
+        return ["word", *(_kind([row[i] for row in self.rows]) for i in range(1, len(self.columns)))]
 
-class Chart(NamedTuple):
+
+class Fold(NamedTuple):
+    """What is shown when its title is clicked, or at once where it is `open`."""
+
     title: str
-    svg: str
-    note: str = ""
+    open: bool = False
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+    grids: Sequence[Grid] = ()
+    text: str = ""
 
 
 class Section(NamedTuple):
@@ -48,5 +64,16 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     grids: Sequence[Grid] = ()
-    details: Sequence[tuple[str, Sequence[Grid]]] = ()
-    texts: Sequence[tuple[str, str]] = ()
+    folds: Sequence[Fold] = ()
+
+    def all_charts(self) -> Iterator[Chart]:
+        """Those in folds, too."""
+        yield from self.charts
+        for fold in self.folds:
+            yield from fold.charts
+
+
+def _kind(cells: Sequence[str]) -> str:
+    if all(_NUMBER.fullmatch(cell) for cell in cells if cell):
+        return "number"
+    return "long" if max(map(len, cells)) > _LONG else "word"

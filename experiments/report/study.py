@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from experiments.report.run import Run, made, measured
+from experiments.report.run import Run, made, measured, model_name
 
 Record = Mapping[str, Any]
 Key = tuple[str, tuple[str, ...]]  # the variant and the overrides: two records of one key are of one run
 
 
-def read(file: Path) -> Iterator[Run]:
+def read(records: Sequence[Record], folder: Path) -> Iterator[Run]:
     """A run for each training with its evaluation, and for each evaluation of what another variant trained.
 
     Args:
-        file: the study's ledger, a line of JSON for each record.
+        records: of the study's ledger.
+        folder: that it is in.
     """
-    records: list[Record] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     trainings = {_key(one): one for one in records if one["kind"] == "training"}
     best = _best_rates(trainings)
-    runs = {key: _trained(one, file.parent, one["lr"] == best[key]) for key, one in trainings.items()}
+    runs = {key: _trained(one, folder, one["lr"] == best[key]) for key, one in trainings.items()}
     for one in records:
         if one["kind"] == "evaluation":
             source = _source(one, trainings)
             if source and source[0] == one["variant"]:
                 run = runs[source]
             else:
-                run = runs[_key(one)] = _run(one, file.parent, not source or runs[source].chosen)
+                run = runs[_key(one)] = _run(one, folder, not source or runs[source].chosen)
+                run.made = []
                 if source:
+                    run.model = runs[source].model
                     run.config = _edited(trainings[source]["config"], one["overrides"][len(source[1]) :])
                     run.metrics = {key: trainings[source][key] for key in ("parameters", "tokens")}
             measured(run, one)
@@ -55,7 +56,7 @@ def _best_rates(trainings: Mapping[Key, Record]) -> dict[Key, float]:
     """For each training its variant's best learning rate, of the seed that all were tried with; of runs of another
     size than the newest none.
     """
-    best = {}
+    best: dict[Key, float] = {}
     for variant in {variant for variant, _ in trainings}:
         made = {key: one for key, one in trainings.items() if key[0] == variant}
         size = list(made)[-1][1][:-2]  # all but learning rate and seed
@@ -75,7 +76,7 @@ def _run(record: Record, folder: Path, chosen: bool) -> Run:
         name=f"{record['variant']}, learning rate {record['lr']:g}, seed {record['seed']}",
         path=str(folder),
         model=record["variant"],
-        made=made(record),
+        made=[made(record)],
         study=record["study"],
         variant=record["variant"],
         chosen=chosen,
@@ -85,6 +86,7 @@ def _run(record: Record, folder: Path, chosen: bool) -> Run:
 def _trained(record: Record, folder: Path, chosen: bool) -> Run:
     run = _run(record, folder, chosen)
     run.config = record["config"]
+    run.model = model_name(run.config) or run.model
     run.metrics = {**record["metrics"], "parameters": record["parameters"], "tokens": record["tokens"]}
     run.curves = {"val/bits_per_byte": record["validation"], "train/bits_per_byte": record["training"]}
     run.samples = record["samples"]
