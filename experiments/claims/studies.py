@@ -37,7 +37,9 @@ _PREFILL = {  # what leaves nothing out in prefill, as the peers do not, beside 
 def tables() -> Iterator[Table]:
     """Every table; one whose results are not recorded says so."""
     yield quickstart()
-    yield prefill("prefill-short", {**_PREFILL, "xlstm": "xLSTM, the faster of two linear peers", "llama": "Llama, SDPA"})
+    yield prefill(
+        "prefill-short", {**_PREFILL, "xlstm": "xLSTM, the faster of two linear peers", "llama": "Llama, SDPA"}
+    )
     yield prefill("prefill", {**_PREFILL, **_PEERS}, ratios=True)
     yield training("train", body_only=False)
     yield training("train-body", body_only=True)
