@@ -168,9 +168,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, 
 
 def test_the_worst_seed_stands_beside_all_together(recorded: Callable[..., None]) -> None:
     lines = []
-    for seed, right in ((0, 10), (1, 8)):
+    for seed, exact in ((0, 10), (1, 8)):
         recall = Recall(depth_bins=1)
-        recall._counts["needle", 1024, None] = Count(1, 0, 10, right, 10, 10, 9)
+        recall._counts["needle", 1024, None] = Count(10, exact, 10, exact, 10, 10, 9)
         where = {"seed": seed, "task": "needle", "length": 1024}
         lines.append({**where, "recall": recall.to_json(), "provenance": {"seed": seed, "commit": "c"}})
     recorded(trained._RETENTION, lines)
