@@ -143,7 +143,8 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: something is asked for that there is not.
         """
-        if unknown := [name for name, value in others.items() if name not in _POSITIONS and value not in (None, False)]:
+        asked = [name for name, value in others.items() if value is not None and value is not False]
+        if unknown := [name for name in asked if name not in _POSITIONS]:
             raise ValueError(f"{', '.join(unknown)}: a model of hfa has no such argument; leave it out")
         cache = past_key_values if isinstance(past_key_values, StateCache) else StateCache()
         if cache.state is None and attention_mask is not None and not bool(attention_mask.all()):

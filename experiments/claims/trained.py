@@ -12,10 +12,10 @@ from experiments.language.ledger import Ledger as Runs
 from experiments.language.models import PARAMETERS, VARIANTS
 from experiments.language.study import Study, score
 from experiments.retention.ledger import Ledger as Cells
-from experiments.retention.report import MEASURES, percent
+from experiments.retention.report import MEASURES
 from experiments.state import report as state_report
 from experiments.state.subjects import SUBJECTS
-from hfa.metrics.plot import short
+from hfa.metrics.plot import percent, short
 
 _RETENTION = "experiments/retention/results/cells.jsonl"
 _LANGUAGE = "experiments/language/results/runs.jsonl"
@@ -33,7 +33,7 @@ def retention() -> Table:
     claims: list[Claim] = []
 
     def add(said: str, task: str, length: int, value: float, interval: tuple[float, float] | None) -> str:
-        shown, said = percent(value), f"retention: {task}, {said} at {length:,} tokens"
+        shown, said = percent(value, 2), f"retention: {task}, {said} at {length:,} tokens"
         where = made[task, length]
         claims.append(Claim(claim=said, shown=shown, value=value, interval=interval, source=_RETENTION, made=where))
         return shown

@@ -11,6 +11,7 @@ from experiments.complexity.report import short
 from experiments.report.charts import Chart, Curve, tokens
 from experiments.report.run import Found, compared
 from experiments.report.section import Cell, Fold, Grid, Section
+from hfa.metrics.plot import percent
 from hfa.metrics.recall import MEASURES, Measure, Recall, Share
 
 _MEASURES: dict[Measure, tuple[str, str]] = {
@@ -120,15 +121,8 @@ def _merged(parts: Sequence[Recall]) -> Recall:
 def _cell(share: Share) -> Cell | None:
     if not share.whole:
         return None
-    low, high = map(_percent, share.interval)
+    low, high = (percent(end, 1) for end in share.interval)
     red, green, blue, _ = mpl.colormaps["cividis"](share.value)
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
     notes = (f"{low} to {high}", f"n={share.whole:,}")
-    return Cell(_percent(share.value), notes, to_hex((red, green, blue)), dark)
-
-
-def _percent(rate: float) -> str:
-    """With one decimal; 0 and 100 only for what is exactly that."""
-    if (whole := round(rate, 9)) in (0, 1):
-        return f"{100 * whole:.0f}"
-    return f"{min(max(100 * rate, 0.1), 99.9):.1f}"
+    return Cell(percent(share.value, 1), notes, to_hex((red, green, blue)), dark)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.retention.ledger import Ledger
-from hfa.metrics.plot import plot_recall, short
+from hfa.metrics.plot import percent, plot_recall, short
 from hfa.metrics.recall import Measure, Recall
 
 MEASURES: tuple[Measure, ...] = ("storage", "selection", "exact")
@@ -50,7 +50,7 @@ def _overview(recall: Recall, path: Path, title: str) -> Path:
         for y, row in enumerate(shares):
             for x, share in enumerate(row):
                 if share.whole:
-                    text = f"{percent(share.value)}\nn={share.whole}"
+                    text = f"{percent(share.value, 2)}\nn={share.whole}"
                     colour = "black" if share.value > 0.75 else "white"
                     axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=colour)
         axes.set_title(measure)
@@ -68,12 +68,5 @@ def _cell(recall: Recall, by_seed: list[Recall], task: str, length: int) -> str:
     if not count.tokens:
         return ""
     worst = min(counted.accuracy for one in by_seed if (counted := one.at(task, length)).tokens)
-    selected = f"; {percent(count.share('selection').value)}" if count.audited else ""
-    return f"{percent(count.accuracy)} ({percent(worst)}{selected}) {count.answers:,}"
-
-
-def percent(rate: float) -> str:
-    """Of a share: two decimals, and 100 or 0 only for what is exactly that."""
-    if rate in (0, 1):
-        return f"{100 * rate:.0f}"
-    return f"{min(max(100 * rate, 0.01), 99.99):.2f}"
+    selected = f"; {percent(count.share('selection').value, 2)}" if count.audited else ""
+    return f"{percent(count.accuracy, 2)} ({percent(worst, 2)}{selected}) {count.answers:,}"

@@ -142,11 +142,16 @@ def _cells(axes: Axes, shares: Sequence[Sequence[Share]], with_interval: int = -
             axes.text(x, y + 0.26, detail, ha="center", va="center", color=colour, fontsize=6.5)
 
 
-def percent(rate: float) -> str:
-    """Percent without decimals, which never says 100 or 0 when it is not exactly that."""
-    if rate in (0, 1) or 0.005 < rate < 0.995:
-        return f"{100 * rate:.0f}"
-    return f"{min(max(100 * rate, 0.1), 99.9):.1f}"
+def percent(rate: float, decimals: int = 0) -> str:
+    """Percent, which never says 100 or 0 when it is not exactly that; there it has a decimal at least."""
+    if (exact := round(rate, 9)) in (0, 1):
+        return f"{100 * exact:.0f}"
+    shown = f"{100 * rate:.{decimals}f}"
+    if float(shown) not in (0, 100):
+        return shown
+    decimals = max(decimals, 1)
+    least = 10**-decimals
+    return f"{min(max(100 * rate, least), 100 - least):.{decimals}f}"
 
 
 def short(tokens: float) -> str:

@@ -83,7 +83,7 @@ def effective_trials(part: int, whole: int, squares: Squares, examples: int) -> 
 
 
 def student(freedom: int) -> float:
-    """Student's 97.5% quantile, to a thousandth.
+    """Student's 97.5% quantile, to two thousandths of it.
 
     Source: Abramowitz and Stegun, 26.7.5, from 10 degrees of freedom on.
     """

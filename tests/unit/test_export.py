@@ -95,6 +95,8 @@ def test_what_it_does_not_have_is_not_passed_over(exported: tuple[checkpoint.Art
     prompt = torch.arange(40, 60)[None]
     with pytest.raises(ValueError, match="output_hidden_states: a model of hfa has no such argument"):
         theirs(prompt, output_hidden_states=True)
+    with pytest.raises(ValueError, match="inputs_embeds: a model of hfa has no such argument"):
+        theirs(prompt, inputs_embeds=torch.zeros(1, 20, 32))
     assert torch.equal(theirs(prompt, return_dict=False)[0], theirs(prompt).logits)
     assert not theirs.accepts_loss_kwargs
 

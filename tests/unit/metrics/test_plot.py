@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 
 from hfa.metrics.bits import LossByPosition
-from hfa.metrics.plot import plot_loss, plot_overview, plot_recall
+from hfa.metrics.plot import percent, plot_loss, plot_overview, plot_recall
 from hfa.metrics.recall import Recall
 
 
@@ -57,3 +57,12 @@ def test_overview_has_a_panel_for_every_measure(tmp_path: Path) -> None:
     image = imread(plot_overview({"hfa": counted(1.0)}, tmp_path / "retention.png"))
     yellow = np.isclose(image[..., :3], [0.995, 0.908, 0.212], atol=0.02).all(-1).any(0)
     assert np.count_nonzero(np.diff(yellow.astype(int)) == 1) >= 2, "exact and answer, nothing audited"
+
+
+@pytest.mark.parametrize(
+    ("rate", "decimals", "said"),
+    [(1, 0, "100"), (0, 2, "0"), (0.5, 0, "50"), (0.9996, 0, "99.9"), (0.996, 0, "99.6"), (0.99999, 2, "99.99"),
+     (0.00001, 1, "0.1"), (0.98765, 2, "98.77")],
+)  # fmt: skip
+def test_percent_says_100_and_0_of_nothing_else(rate: float, decimals: int, said: str) -> None:
+    assert percent(rate, decimals) == said
