@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.language.ledger import Ledger
-from experiments.language.report import draw, table, written
+from experiments.language.report import draw, draw_recall, table, written
 from experiments.language.study import OUTPUTS, Study, console
 from experiments.language.variant import Variant
 from hfa.errors import HFAError
@@ -62,7 +62,9 @@ def command(
         results.mkdir(parents=True, exist_ok=True)
         (results / f"{name}.md").write_text(summary, encoding="utf-8")
         (results / f"{name}-samples.md").write_text(written(study), encoding="utf-8")
-        console.print(f"  {draw(study, results / f'{name}.png')}")
+        for path in (draw(study, results / f"{name}.png"), draw_recall(study, results / f"{name}-recall.png")):
+            if path:
+                console.print(f"  {path}")
     return 1 if failed else 0
 
 

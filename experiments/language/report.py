@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from experiments.language.ledger import Record
 from experiments.language.study import Study, score
 from hfa.metrics.bits import LossByPosition
+from hfa.metrics.plot import plot_overview
+from hfa.metrics.recall import Recall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,6 +111,17 @@ def draw(study: Study, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
+
+
+def draw_recall(study: Study, path: Path) -> Path | None:
+    """A heat-map of each measure of recall by task and length, of each variant, over its seeds; None without recall."""
+    recalls: dict[str, Recall] = {}
+    for name, variant in study.variants.items():
+        for run in at_best(study, name)[1]:
+            measured = Recall.from_json(run["recall_by_depth"])
+            if measured.tasks():
+                recalls.setdefault(variant.title, Recall(measured.depth_bins)).merge(measured)
+    return plot_overview(recalls, path) if recalls else None
 
 
 def _style(number: int) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def run(*arguments: str) -> float:
         CalledProcessError: it failed.
     """
     command = [sys.executable, "train.py", *arguments]
-    console.print(f"[dim]$ python {shlex.join(command[1:])}[/dim]")
+    console.print(f"$ python {shlex.join(command[1:])}", style="dim", markup=False)
     began = time.monotonic()
     subprocess.run(
         ["nice", "-n", str(max(0, NICENESS - os.nice(0))), *command],

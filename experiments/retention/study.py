@@ -32,7 +32,7 @@ def train(seed: int, overrides: tuple[str, ...]) -> Path:
     if not (artifact / "config.json").exists():
         shutil.rmtree(folder, ignore_errors=True)  # cut off
         words = [f"experiment={EXPERIMENT}", f"seed={seed}", *overrides, f"hydra.run.dir={folder}"]
-        console.print(f"[dim]$ python {shlex.join(['train.py', *words])}[/dim]")
+        console.print(f"$ python {shlex.join(['train.py', *words])}", style="dim", markup=False)
         subprocess.run([sys.executable, "train.py", *words], check=True)
     return artifact
 

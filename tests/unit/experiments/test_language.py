@@ -20,6 +20,7 @@ from experiments.language.ledger import Ledger
 from experiments.language.report import _style, draw, table, written
 from experiments.language.study import MONITOR, Study, chosen, edited, samples
 from experiments.language.variant import Variant
+from experiments.ruler import __main__ as ruler
 from hfa.metrics.bits import LossByPosition
 
 LENGTHS = (64, 128)
@@ -61,7 +62,9 @@ def study(tmp_path: Path) -> Study:
     return Pretended(name="test", experiment="language", parameters=1_000_000, variants=variants, ledger=ledger)
 
 
-@pytest.mark.parametrize("main", [language, baseline, ablations], ids=["language", "baseline", "ablations"])
+@pytest.mark.parametrize(
+    "main", [language, baseline, ablations, ruler], ids=["language", "baseline", "ablations", "ruler"]
+)
 def test_parameters_are_equal(main: Any, tmp_path: Path) -> None:
     experiment = getattr(main, "EXPERIMENT", "language")
     ledger = Ledger(tmp_path / "runs.jsonl")

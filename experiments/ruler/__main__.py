@@ -1,0 +1,30 @@
+"""Train models on RULER's tasks in contexts of 1,024 bytes, and measure what they retain in longer ones.
+
+Options and results are those of experiments.language.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from experiments.language import models
+from experiments.language.command import command
+
+EXPERIMENT = "ruler"
+PARAMETERS = models.PARAMETERS
+VARIANTS = {
+    name: models.VARIANTS[name] for name in ("transformer", "hfa", "hfa-unread", "delta", "simplemind", "hybrid")
+}
+
+if __name__ == "__main__":
+    sys.exit(
+        command(
+            EXPERIMENT,
+            description=__doc__,
+            experiment=EXPERIMENT,
+            parameters=PARAMETERS,
+            variants=VARIANTS,
+            folder=Path(__file__).parent,
+        )
+    )
