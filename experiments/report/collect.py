@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.language.ledger import Ledger as Trials
 from experiments.report import study
+from experiments.report.cost import costs
 from experiments.report.identity import joined, once, tell_apart
 from experiments.report.run import Found, Run, made, measured, model_name
 from experiments.retention.ledger import Ledger as Cells
@@ -126,6 +127,7 @@ def _retention(file: Path) -> Iterator[Run]:
 def _results(found: Found, file: Path) -> bool:
     data = _json(file)
     if {"rows", "models", "provenance"} <= data.keys():
+        costs(Found(costs={str(file): data}))  # raises where it only looks like one
         found.costs[str(file)] = data
     elif "recall_by_depth" in data and not (file.parent / "run.json").exists():
         found.runs.append(measured(Run(f"{_study(file)}/{file.stem}", str(file)), data))

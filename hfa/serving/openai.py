@@ -34,7 +34,7 @@ from hfa.serving.refusal import HUNG_UP, Shape
 from hfa.serving.reply import Reply
 from hfa.serving.schemas import Summary, parse_as
 from hfa.serving.service import Order, Service, draw_seed
-from hfa.serving.stream import hang_up
+from hfa.serving.stream import unless_hung_up
 
 _AUTO = "auto"  # the model's name that leaves the choice to the miner
 _FINISH = {"stop": "stop", "length": "length", "deadline": "length", "shutdown": "length"}
@@ -180,22 +180,9 @@ async def _whole(task: Task, request: Request) -> dict[str, Any] | None:
     async def collect(reply: Reply) -> str:
         return "".join([piece async for piece in reply.pieces()])
 
-    async def collect_all() -> list[str]:
-        return await asyncio.gather(*(collect(reply) for reply in task.replies))
-
-    collecting = asyncio.create_task(collect_all())
-    leaving = asyncio.create_task(hang_up(request))
-    try:
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
-            return None
-        texts = collecting.result()
-    finally:
-        collecting.cancel()
-        leaving.cancel()
-        await asyncio.gather(collecting, leaving, return_exceptions=True)
-        for reply in task.replies:
-            reply.close()
+    texts = await unless_hung_up(request, asyncio.gather(*map(collect, task.replies)), task.replies)
+    if texts is None:
+        return None
     choices = []
     for index, (reply, text) in enumerate(zip(task.replies, texts, strict=True)):
         told = task.kind.logprobs(reply.decode)(reply.tokens) if reply.has_logprobs else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
@@ -17,6 +17,8 @@ from hfa.errors import RequestError
 from hfa.serving.refusal import problem
 from hfa.serving.reply import Reply
 from hfa.serving.schemas import Answer, Done
+
+T = TypeVar("T")
 
 
 class EventStream(StreamingResponse):
@@ -68,18 +70,24 @@ def _event(content: BaseModel | dict[str, Any]) -> bytes:
 
 async def whole(reply: Reply, request: Request) -> Answer | None:
     """The reply in one piece, or None when the caller hangs up before it is there."""
-    collecting = asyncio.create_task(_collect(reply))
-    leaving = asyncio.create_task(hang_up(request))
+    return await unless_hung_up(request, _collect(reply), [reply])
+
+
+async def unless_hung_up(request: Request, work: Awaitable[T], replies: Sequence[Reply]) -> T | None:
+    """What `work` makes of `replies`; None, and nothing of them kept, when the caller hangs up before it is there."""
+    working, leaving = asyncio.ensure_future(work), asyncio.create_task(_hang_up(request))
     try:
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return collecting.result() if collecting.done() else None
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
     finally:
-        if not collecting.done():
-            reply.close(keep=0)
-        for task in (collecting, leaving):
+        if not working.done():
+            for reply in replies:
+                reply.close(keep=0)
+        for task in (working, leaving):
             task.cancel()
-        await asyncio.gather(collecting, leaving, return_exceptions=True)
-        reply.close()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+        for reply in replies:
+            reply.close()
 
 
 async def _collect(reply: Reply) -> Answer:
@@ -88,7 +96,7 @@ async def _collect(reply: Reply) -> Answer:
     return Answer(text=text, **reply.summary.model_dump())
 
 
-async def hang_up(request: Request) -> None:
+async def _hang_up(request: Request) -> None:
     """Return when the caller is gone."""
     while (await request.receive())["type"] != "http.disconnect":
         continue

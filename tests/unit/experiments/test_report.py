@@ -466,3 +466,10 @@ def test_what_cannot_be_read_is_named(runs: Path, tmp_path: Path) -> None:
     assert sorted(found.left_out[:-1]) == [f"{tmp_path}/{sentence}" for sentence in sentences]
     assert found.left_out[-1] == f"Nothing to report in {tmp_path}/serving, {tmp_path}/empty."
     assert f'<p class="soft left-out">{found.left_out[-1]}</p>' in page(found, "t", "c")
+
+
+def test_what_only_looks_like_a_cost_is_left_out_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "prefill.json"
+    path.write_text('{"rows": [{"model": "x"}], "models": {"x": {}}, "provenance": {}}')
+    with pytest.raises(HFAError, match=r"prefill\.json was not read: \w+ is missing\."):
+        collect([path])
