@@ -13,13 +13,16 @@ from experiments.language.models import PARAMETERS, VARIANTS
 from experiments.language.study import Study, score
 from experiments.retention.ledger import Ledger as Cells
 from experiments.retention.report import MEASURES
+from experiments.ruler import __main__ as rulers
 from experiments.state import report as state_report
 from experiments.state.subjects import SUBJECTS
 from hfa.metrics.plot import percent, short
 
 _RETENTION = "experiments/retention/results/cells.jsonl"
 _LANGUAGE = "experiments/language/results/runs.jsonl"
+_RULER = "experiments/ruler/results/runs.jsonl"
 _STATE = "experiments/state/results/trials.jsonl"
+_MISSING = "-"  # a task that has no room in a length
 
 
 def retention() -> Table:
@@ -95,6 +98,45 @@ def language() -> Table:
         rows.append([VARIANTS[name].title, f"{runs[0]['lr']:g}", str(seeds), *cells])
     head = ["model", "learning rate", "seeds", "validation", *(f"test, {length:,}" for length in lengths)]
     return Table(name="language", head=head, rows=rows, claims=claims)
+
+
+def ruler() -> Table:
+    """RULER's own score of every model, by task and length, over all seeds."""
+    study = Study(
+        name=rulers.EXPERIMENT,
+        experiment=rulers.EXPERIMENT,
+        parameters=rulers.PARAMETERS,
+        variants=rulers.VARIANTS,
+        ledger=Runs(REPO / _RULER),
+    )
+    measured = {name: runs for name in rulers.VARIANTS if (runs := language_report.at_best(study, name)[1])}
+    if not measured:
+        return unrecorded("ruler", ["task", "%"])
+    recalls = {name: language_report.recall_of(runs) for name, runs in measured.items()}
+    tasks = list(dict.fromkeys(task for recall in recalls.values() for task in recall.tasks()))
+    lengths = sorted({length for recall in recalls.values() for task in tasks for length in recall.lengths(task)})
+    claims: list[Claim] = []
+
+    def cell(name: str, task: str, length: int) -> str:
+        share = recalls[name].at(task, length).share("match")
+        if not share.whole:
+            return _MISSING
+        said = (
+            f"ruler: {rulers.VARIANTS[name].title}, {task}, answers written, % of {share.whole}, at {length:,} tokens"
+        )
+        made = made_by(measured[name][0], f"{_RULER}, config")
+        shown = percent(share.value)
+        claims.append(
+            Claim(claim=said, shown=shown, value=share.value, interval=share.interval, source=_RULER, made=made)
+        )
+        return shown
+
+    rows = [
+        [task, *(" / ".join(cell(name, task, length) for length in lengths) for name in measured)] for task in tasks
+    ]
+    spans = " / ".join(map(short, lengths))
+    head = [f"task, answers written, %, at {spans}", *(rulers.VARIANTS[name].title for name in measured)]
+    return Table(name="ruler", head=head, rows=rows, claims=claims)
 
 
 def state() -> Table:

@@ -115,13 +115,21 @@ def draw(study: Study, path: Path) -> Path:
 
 def draw_recall(study: Study, path: Path) -> Path | None:
     """A heat-map of each measure of recall by task and length, of each variant, over its seeds; None without recall."""
-    recalls: dict[str, Recall] = {}
-    for name, variant in study.variants.items():
-        for run in at_best(study, name)[1]:
-            measured = Recall.from_json(run["recall_by_depth"])
-            if measured.tasks():
-                recalls.setdefault(variant.title, Recall(measured.depth_bins)).merge(measured)
+    recalls = {one.title: recall_of(at_best(study, name)[1]) for name, one in study.variants.items()}
+    recalls = {title: recall for title, recall in recalls.items() if recall.tasks()}
     return plot_overview(recalls, path) if recalls else None
+
+
+def recall_of(evaluations: Sequence[Record]) -> Recall:
+    """Recall of all evaluations together."""
+    total: Recall | None = None
+    for run in evaluations:
+        measured = Recall.from_json(run["recall_by_depth"])
+        if total is None:
+            total = measured
+        else:
+            total.merge(measured)
+    return total or Recall(depth_bins=1)
 
 
 def _style(number: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from experiments.claims import counted, studies, trained
 from experiments.claims.claim import REPO, Table
 from experiments.claims.documents import filled, unknown_figures
 from experiments.claims.studies import tables
+from experiments.language.study import MONITOR
 from hfa.errors import HFAError
 from hfa.metrics.recall import Count, Recall
 
@@ -180,6 +181,21 @@ def test_the_worst_seed_stands_beside_all_together(recorded: Callable[..., None]
     assert all(claim.made["commit"] == "c" for claim in table.claims)
 
 
+def test_scores_of_ruler_stand_by_task_and_model(recorded: Callable[..., None]) -> None:
+    lines: list[dict[str, Any]] = []
+    for variant, matched in (("transformer", 1), ("hfa", 4)):
+        recall = Recall(depth_bins=1)
+        recall._counts["vt", 1024, None] = Count(4, 4, 8, 8, generated=4, matched=matched)
+        run = {"variant": variant, "lr": 0.002, "seed": 0, "overrides": [variant, "lr", "seed"], "commit": "c"}
+        lines.append({"kind": "training", **run, "metrics": {MONITOR: 2.0}})
+        lines.append({"kind": "evaluation", **run, "recall_by_depth": recall.to_json()})
+    recorded(trained._RULER, lines)
+    table = trained.ruler()
+    assert table.head == ["task, answers written, %, at 1K", "Transformer", "HFA"]
+    assert table.rows == [["vt", "25", "100"]]
+    assert [claim.value for claim in table.claims] == [0.25, 1.0]
+
+
 def test_recall_by_state_is_the_mean_over_seeds_at_the_best_rate(recorded: Callable[..., None]) -> None:
     trained_on = ("64/4", "128/8", "256/16", "256/32", "256/64")
     lines = [
@@ -194,7 +210,7 @@ def test_recall_by_state_is_the_mean_over_seeds_at_the_best_rate(recorded: Calla
 
 def test_a_study_without_results_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(trained, "REPO", tmp_path)
-    for table in (trained.retention(), trained.language(), trained.state()):
+    for table in (trained.retention(), trained.language(), trained.ruler(), trained.state()):
         assert [row[0] for row in table.rows] == ["not recorded yet"]
         assert table.claims == []
 
