@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -61,6 +61,8 @@ class EngineConfig(Config):
             after a restart; empty for none.
         checkpoint_disk_mib: for what one model writes there.
         max_sessions: streams that stay when their answer ends; an idle one of whoever has most goes for a new one.
+        session_budget_mib: memory for what their states have beside their pages; beyond it, the tokens of those that
+            were unused for longest are read again.
     """
 
     device: str
@@ -77,6 +79,7 @@ class EngineConfig(Config):
     checkpoint_dir: str
     checkpoint_disk_mib: PositiveInt
     max_sessions: PositiveInt
+    session_budget_mib: NonNegativeInt
 
     def check(self) -> None:
         if not is_device_name(self.device):
@@ -114,6 +117,7 @@ class Load(NamedTuple):
     state_bytes: int  # of running requests
     budget_bytes: int
     swapped_bytes: int  # of requests that are set aside
+    session_bytes: int  # of sessions that wait, beside their pages
     device: str
 
     @property
@@ -166,7 +170,14 @@ class Engine:
         self._prefixes = PrefixTree(
             self._pool, settings.checkpoint_every, settings.checkpoint_budget_mib * 2**20, folder
         )
-        self._sessions = Sessions(self._pool, self._prefixes, settings.max_sessions, lambda: self.origin, self._reclaim)
+        self._sessions = Sessions(
+            self._pool,
+            self._prefixes,
+            settings.max_sessions,
+            settings.session_budget_mib * 2**20,
+            lambda: self.origin,
+            self._reclaim,
+        )
         self._calls: deque[tuple[Future[Any], Callable[[Sessions], Any]]] = deque()
         self._swap_budget = settings.swap_budget_mib * 2**20
         self._swapped = 0
@@ -205,13 +216,21 @@ class Engine:
             session: the name of the stream to continue.
 
         Raises:
-            RequestError: 404 for a session that is not there, 409 for one that is busy, 413 for a request that is too
-                long, 422 for a token that is none, 503 for an engine that is full or closing.
+            RequestError: 404 for a session that is not there or not this caller's, 409 for one that is busy, 413 for a
+                request that is too long, 422 for a token that is none, 503 for an engine that is full or closing.
         """
         if session is not None:
             return self._continue(request, session)
-        self._check(request)
-        return self._queue(request, None)
+        return self.submit_together([request])[0]
+
+    def submit_together(self, requests: Iterable[GenerationRequest]) -> list[Generation]:
+        """Queue all of some requests, or none. Raises as `submit`."""
+        sequences = []
+        for request in requests:
+            self._check(request)
+            sequences.append(self._sequence(request, None))
+        self._queue(sequences)
+        return [sequence.generation for sequence in sequences]
 
     async def session(self, call: Callable[[Sessions], T]) -> T:
         """Do something with the sessions, between two steps: ``await engine.session(lambda s: s.fork(name))``."""
@@ -230,12 +249,14 @@ class Engine:
 
     def _continue(self, request: GenerationRequest, name: str) -> Generation:
         with self._changed:
-            session = self._sessions.idle(name)
+            session = self._sessions.idle(name, request.caller)
             whole = dataclasses.replace(request, tokens=(*session.tokens, *request.tokens))
             self._check(whole)
             session.busy = True
             try:
-                return self._queue(whole, session)
+                sequence = self._sequence(whole, session)
+                self._queue([sequence])
+                return sequence.generation
             except BaseException:
                 session.busy = False
                 raise
@@ -251,16 +272,17 @@ class Engine:
         if min(request.tokens) < 0 or max(request.tokens) >= settings.vocab_size:
             raise RequestError(422, f"The prompt has token ids outside 0 to {settings.vocab_size - 1}.")
 
-    def _queue(self, request: GenerationRequest, session: Session | None) -> Generation:
-        sequence = Sequence(request, next(self._arrivals), session, self._prefixes.every)
+    def _sequence(self, request: GenerationRequest, session: Session | None) -> Sequence:
+        return Sequence(request, next(self._arrivals), session, self._prefixes.every)
+
+    def _queue(self, sequences: list[Sequence]) -> None:
         with self._changed:
             if not self._accepting:
                 raise RequestError(503, f"{self.name} is shutting down.")
-            displaced = self._scheduler.add(sequence)
+            displaced = self._scheduler.add_together(sequences)
             self._changed.notify_all()
-        if displaced is not None:
-            self._end(displaced, "displaced")
-        return sequence.generation
+        for sequence in displaced:
+            self._end(sequence, "displaced")
 
     def load(self) -> Load:
         """A snapshot, from any thread."""
@@ -268,7 +290,7 @@ class Engine:
             scheduler, pool = self._scheduler, self._pool
             limits, pages = scheduler.limits, pool.pages
             return Load(
-                accepting=self._accepting,
+                accepting=self._accepting and self._thread.is_alive(),
                 running=scheduler.num_active,
                 waiting=scheduler.num_waiting,
                 max_concurrent=limits.max_concurrent,
@@ -276,6 +298,7 @@ class Engine:
                 state_bytes=scheduler.num_active * pool.row_bytes + pages.num_held * pool.page_bytes,
                 budget_bytes=limits.max_concurrent * pool.row_bytes + pages.num_pages * pool.page_bytes,
                 swapped_bytes=self._swapped,
+                session_bytes=self._sessions.num_bytes,
                 device=str(self._runner.device),
             )
 
@@ -305,7 +328,9 @@ class Engine:
                     self._end_all("error", _describe(error))
         self._end_all("shutdown")
         while self._calls:
-            self._calls.popleft()[0].set_exception(RequestError(503, f"{self.name} is shutting down."))
+            future, _ = self._calls.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(RequestError(503, f"{self.name} is shutting down."))
 
     def _wait_for_work(self) -> bool:
         with self._changed:

@@ -117,6 +117,10 @@ class StatePool:
             self.paste(other.pages[-1:], last)
         return other
 
+    def own_bytes(self, row: Row) -> int:
+        """What a row has for itself, beside its pages."""
+        return sum(x.nbytes for x in row.recurrent or ()) + sum(x.nbytes for tries in row.tries for x in tries)
+
     def is_finite(self, recurrent: Sequence[Tensor], pages: Sequence[int]) -> bool:
         """Whether a state has no NaN and no infinity in its tensors of constant size and in some full pages."""
         stored = [part for store in self.copy(pages) for part in store] if pages else []
@@ -178,6 +182,8 @@ class StatePool:
                     raise ValueError(
                         f"a tensor is {tuple(got.shape)} of {got.dtype}, expected {shape} of {wanted.dtype}"
                     )
+                if got.is_floating_point() and not bool(got.isfinite().all()):
+                    raise ValueError("a tensor holds a number that is not finite")
                 if got.dtype == torch.uint8 and int(got.max()) >= CODES:
                     raise ValueError(f"a code is {int(got.max())}, expected less than {CODES}")
             return value

@@ -97,6 +97,7 @@ class FinishEvent(NamedTuple):
     miss: str = ""  # why no checkpoint, or no longer one, was used
     preemptions: int = 0  # how often it was set aside for others
     error: str = ""  # what the model raised; for logs and statistics, not for callers
+    imported: bool = False  # it went on from a state that may stem from outside, which may be to blame for an error
 
 
 Event = TokenEvent | FinishEvent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from hfa.errors import RequestError
@@ -110,6 +110,15 @@ class Scheduler:
     def sequences(self) -> list[Sequence]:
         """All that are held: running, reading their prompt, waiting."""
         return [*self._running, *self._prefilling, *self._waiting]
+
+    def add_together(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """Queue all of some sequences, or none; returns those that leave the queue for them. Raises as `add`."""
+        before = list(self._waiting)
+        try:
+            return [displaced for one in sequences if (displaced := self.add(one)) is not None]
+        except RequestError:
+            self._waiting = before
+            raise
 
     def add(self, sequence: Sequence) -> Sequence | None:
         """Queue a sequence; returns the one that has to leave the queue for it, if any.

@@ -129,6 +129,7 @@ class Sequence:
         first = now if self._first is None else self._first
         timing = Timing(admitted - self._submitted, first - admitted, now - first)
         read = min(self.position, len(self.prompt))
+        imported = self.session is not None and self.session.imported
         self.generation.push(
-            FinishEvent(reason, read, self.count, timing, self.cached, self.miss, self.preemptions, error)
+            FinishEvent(reason, read, self.count, timing, self.cached, self.miss, self.preemptions, error, imported)
         )

@@ -89,7 +89,9 @@ class Sessions:
     Args:
         pool: the states.
         prefixes: the checkpoints, which sessions fall back on.
-        limit: sessions at once; for a new one goes an idle one of whoever has most, that which was unused for longest.
+        budget_bytes: for what their states have beside their pages; beyond it, those go that were unused for longest.
+        limit: sessions at once; for a new one goes an idle one of whoever has most, that which was unused for longest,
+            and none of anybody who has fewer than the newcomer.
         origin: the model and the tokenizer, which an exported session names; asked for when it is needed.
         reclaim: frees pages, if it can.
     """
@@ -99,10 +101,11 @@ class Sessions:
         pool: StatePool,
         prefixes: PrefixTree,
         limit: int,
+        budget_bytes: int,
         origin: Callable[[], Origin],
         reclaim: Callable[[int], None],
     ) -> None:
-        self._pool, self._prefixes, self._limit = pool, prefixes, limit
+        self._pool, self._prefixes, self._limit, self._budget = pool, prefixes, limit, budget_bytes
         self._origin, self._reclaim = origin, reclaim
         self._sessions: dict[str, Session] = {}
 
@@ -113,27 +116,32 @@ class Sessions:
         """A session that begins with `tokens`, which are read with its first request.
 
         Raises:
-            RequestError: 503 when all there may be are busy.
+            RequestError: 503 when none of those there may be can go.
         """
         if len(self._sessions) >= self._limit:
             have = Counter([owner, *(one.owner for one in self._sessions.values())])
-            idle = [one for one in self._sessions.values() if not one.busy]
+            idle = [one for one in self._sessions.values() if not one.busy and have[one.owner] >= have[owner]]
             if not idle:
-                raise RequestError(503, f"All {self._limit} sessions are busy; try again later.")
+                raise RequestError(
+                    503,
+                    f"All {self._limit} sessions are taken, and no idle one is of anybody with as many as you; "
+                    "delete one of yours, or try again later.",
+                )
             self.delete(min(idle, key=lambda one: (-have[one.owner], one.used)).name)
         session = Session(secrets.token_urlsafe(12), list(tokens), owner, used=self._prefixes.tick())
         self._sessions[session.name] = session
         return session
 
-    def get(self, name: str) -> Session:
-        """Raises RequestError 404 for a session that is not there."""
-        if name not in self._sessions:
+    def get(self, name: str, owner: str | None = None) -> Session:
+        """Raises RequestError 404 for a session that is not there, or not that owner's, which nobody else learns."""
+        session = self._sessions.get(name)
+        if session is None or owner not in (None, session.owner):
             raise RequestError(404, f"session: got {name[:40]!r}, which is not here; it may have been dropped.")
-        return self._sessions[name]
+        return session
 
-    def idle(self, name: str) -> Session:
+    def idle(self, name: str, owner: str | None = None) -> Session:
         """A session that nobody is using. Raises RequestError 404 or 409."""
-        session = self.get(name)
+        session = self.get(name, owner)
         if session.busy:
             raise RequestError(409, "A request is running on this session; wait for it to end, or fork the session.")
         return session
@@ -159,6 +167,7 @@ class Sessions:
             session.marks[position] = self._parked(self._forked(session.row))
         while len(session.marks) > _MAX_MARKS:
             self._pool.pages.forget(session.marks.pop(next(iter(session.marks))).pages)
+        self._keep_to_budget()
         return position
 
     def fork(self, name: str, at: int | None = None) -> Session:
@@ -187,6 +196,7 @@ class Sessions:
             self._pool.pages.forget(session.row.pages if session.row else ())
             session.row = row
         self.settle(session, session.tokens[:to])
+        self._keep_to_budget()
         return session
 
     def settle(self, session: Session, tokens: list[int]) -> None:
@@ -211,6 +221,7 @@ class Sessions:
         session.row = row
         self._pool.pages.keep(row.pages)
         session.used = self._prefixes.tick()
+        self._keep_to_budget()
 
     def export(self, name: str) -> Exported:
         """Tokens and state of a session, to be loaded by any engine of the same model."""
@@ -255,9 +266,18 @@ class Sessions:
         return True
 
     @property
+    def num_bytes(self) -> int:
+        """What the states of all sessions have beside their pages."""
+        return sum(self._pool.own_bytes(row) for session in self._sessions.values() for row in session.rows())
+
+    @property
     def oldest(self) -> float:
         """When the next one to lose its state was used; infinity without any."""
         return min((session.used for session in self._evictable()), default=float("inf"))
+
+    def _keep_to_budget(self) -> None:
+        while self.num_bytes > self._budget and self.evict():
+            continue
 
     def _evictable(self) -> list[Session]:
         return [session for session in self._sessions.values() if session.rows()]
@@ -274,6 +294,7 @@ class Sessions:
             self._pool.pages.drop(row.pages if row else ())
             raise
         session.row = self._parked(row) if row else None
+        self._keep_to_budget()
         return session
 
     def _forked(self, row: Row) -> Row:

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 from hfa.errors import RequestError
+
+_SMALL = 1 << 16  # bytes of a body that takes no place
+_GRACE_S = 1.0  # before anybody is slow
 
 
 class TryLaterError(RequestError):
@@ -53,8 +55,12 @@ class RateLimiter:
     def take(self, caller: str) -> None:
         """Count one request of `caller`. Raises as `check`."""
         self.check(caller)
+        self.charge(caller, 1)
+
+    def charge(self, caller: str, requests: int) -> None:
+        """Count requests that are let in already, be they more than are left: then the next one waits longer."""
         self._sweep()
-        self._buckets[caller] = (self._left(caller) - 1, self._clock())
+        self._buckets[caller] = (self._left(caller) - requests, self._clock())
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -70,8 +76,48 @@ class RateLimiter:
         self._buckets = {caller: kept for caller, kept in self._buckets.items() if self._left(caller) < self._burst}
 
 
+class Upload:
+    """A body on its way, and how fast it comes."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.slowest = False  # it had to make room for another
+        self._began = time.monotonic()
+        self._received = 0
+        self._timeout: asyncio.Timeout | None = None  # while it is read
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second so far; infinity for one that has just begun, or is there and waits to be judged."""
+        seconds = time.monotonic() - self._began
+        return self._received / seconds if self._timeout is not None and seconds > _GRACE_S else math.inf
+
+    @contextlib.asynccontextmanager
+    async def within(self, timeout_s: float) -> AsyncIterator[None]:
+        """Reading it. Raises TimeoutError when that takes longer, or when it is ended."""
+        try:
+            async with asyncio.timeout(timeout_s) as self._timeout:
+                yield
+        finally:
+            self._timeout = None
+
+    def count(self, received: int) -> None:
+        """Some bytes of it have come."""
+        self._received += received
+
+    def end(self) -> None:
+        """Let another one have its place."""
+        assert self._timeout is not None
+        self.slowest = True
+        self._timeout.reschedule(asyncio.get_running_loop().time())
+
+
 class BodyReader:
     """Reads request bodies within bounds.
+
+    Small ones, as most are, take no place: there are never more of them than connections. Of the others, the slowest
+    ends where another one waits and the slowest would not be there in time anyway: who holds places by sending nothing
+    holds none.
 
     Args:
         max_bytes: of one body.
@@ -84,50 +130,64 @@ class BodyReader:
     def __init__(self, max_bytes: int, timeout_s: float, max_uploads: int, max_uploads_per_address: int) -> None:
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
         self._max_uploads, self._max_per_address = max_uploads, max_uploads_per_address
-        self._uploads: Counter[str] = Counter()  # by address
+        self._uploads: list[Upload] = []
 
     @contextlib.contextmanager
-    def place(self, headers: Mapping[str, str], address: str) -> Iterator[None]:
+    def place(self, headers: Mapping[str, str], address: str) -> Iterator[Upload]:
         """A place for one body, from before it is read until its sender is proven.
 
         Raises:
             RequestError: 400 or 413 by the headers alone.
             TryLaterError: 503 when there is no place.
         """
-        self._check_length(headers)
-        if self._uploads.total() >= self._max_uploads or self._uploads[address] >= self._max_per_address:
-            raise TryLaterError(503, "Too many requests are being received; try again.", 1)
-        self._uploads[address] += 1
+        length = self._check_length(headers)
+        upload = Upload(address)
+        if length is None or length > _SMALL:
+            self._make_room([one for one in self._uploads if one.address == address], self._max_per_address)
+            self._make_room(self._uploads, self._max_uploads)
+            self._uploads.append(upload)
         try:
-            yield
+            yield upload
         finally:
-            self._uploads[address] -= 1
-            if not self._uploads[address]:
-                del self._uploads[address]
+            if upload in self._uploads:
+                self._uploads.remove(upload)
 
-    async def read(self, stream: AsyncIterator[bytes]) -> bytes:
-        """The whole body. Raises RequestError 408 or 413."""
+    async def read(self, stream: AsyncIterator[bytes], upload: Upload) -> bytes:
+        """The whole body. Raises RequestError 408 or 413, and TryLaterError 503 when another one gets its place."""
         body = bytearray()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with upload.within(self._timeout_s):
                 async for chunk in stream:
+                    upload.count(len(chunk))
                     body += chunk
                     if len(body) > self._max_bytes:
                         raise self._too_large("more")
         except TimeoutError:
+            if upload.slowest:
+                raise TryLaterError(503, "Others wait for the place of this body; send it faster.", 1) from None
             raise RequestError(408, f"The body did not arrive within {self._timeout_s:g} s.") from None
         return bytes(body)
 
-    def _check_length(self, headers: Mapping[str, str]) -> None:
+    def _make_room(self, uploads: Sequence[Upload], limit: int) -> None:
+        if len(uploads) < limit:
+            return
+        slowest = min(uploads, key=lambda one: one.rate)
+        if slowest.rate >= self._max_bytes / self._timeout_s:
+            raise TryLaterError(503, "Too many requests are being received; try again.", 1)
+        slowest.end()
+        self._uploads.remove(slowest)
+
+    def _check_length(self, headers: Mapping[str, str]) -> int | None:
         length = headers.get("content-length")
         if length is None:
-            return
+            return None
         if "transfer-encoding" in headers:  # two lengths: what one server reads as the end is a request to another
             raise RequestError(400, "Content-Length and Transfer-Encoding are both given; send one of them.")
         if not (length.isascii() and length.isdigit()):
             raise RequestError(400, "Content-Length is not a number.")
-        if int(length[:20]) > self._max_bytes:
+        if (size := int(length[:20])) > self._max_bytes:
             raise self._too_large(f"{length[:20]} bytes")
+        return size
 
     def _too_large(self, got: str) -> RequestError:
         return RequestError(413, f"The body is {got}, and this miner reads {self._max_bytes} bytes at most.")

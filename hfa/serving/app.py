@@ -68,6 +68,8 @@ class ServerConfig(Config):
         default_max_tokens: to generate when a request does not say.
         max_tokens: to generate at most.
         deadline_s: after which any answer ends as it is.
+        share_prompts: let prompts of different hotkeys that begin alike share what was read of them; quicker, and it
+            tells each caller whether others have sent the beginning of its prompt.
         keep_alive_s: an idle connection stays open.
         drain_s: that running requests get when the miner stops.
     """
@@ -94,6 +96,7 @@ class ServerConfig(Config):
     default_max_tokens: PositiveInt
     max_tokens: PositiveInt
     deadline_s: PositiveFloat
+    share_prompts: bool
     keep_alive_s: PositiveInt
     drain_s: NonNegativeFloat
 
@@ -110,7 +113,7 @@ class ServerConfig(Config):
             raise ConfigError("default_max_tokens", self.default_max_tokens, f"at most max_tokens={self.max_tokens}")
 
     def limits(self) -> Limits:
-        return Limits(self.default_max_tokens, self.max_tokens, self.deadline_s)
+        return Limits(self.default_max_tokens, self.max_tokens, self.deadline_s, self.share_prompts)
 
 
 def create_app(

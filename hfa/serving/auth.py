@@ -44,13 +44,17 @@ class Gate:
         claimed = wire.screen(request.headers)
         caller = self._network.authorize(claimed)
         self._limiter.check(claimed)
-        with self._reader.place(request.headers, request.client.host if request.client else ""):
-            body = await self._reader.read(request.stream())
+        with self._reader.place(request.headers, request.client.host if request.client else "") as upload:
+            body = await self._reader.read(request.stream(), upload)
             request.state.body_read = True
             await asyncio.to_thread(wire.verify, request.headers, body, method=request.method, path=_target(request))
         request.state.proven = True
         self._limiter.take(claimed)
         return Signed(caller, body)
+
+    def charge(self, caller: Neuron, requests: int) -> None:
+        """Count more than one request for what was admitted as one."""
+        self._limiter.charge(caller.hotkey, requests)
 
 
 def _target(request: Request) -> str:

@@ -59,7 +59,7 @@ def router(service: Service, network: Network, rules: NetworkConfig, metrics: Me
 
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     def prometheus() -> Response:
-        """The same numbers, and the load of the moment, in the text format of Prometheus."""
+        """The same numbers since the process began, and the load of the moment, in the text format of Prometheus."""
         return Response(metrics.exposition(), media_type=CONTENT_TYPE)
 
     return routes

@@ -76,8 +76,11 @@ class Loader:
                 log.warning("%s is not served: %s", name, error)
             self._said[name] = str(error)
             return None
-        except Exception:
-            log.exception("%s is not served: loading it failed", name)
+        except Exception as error:
+            self._seen.pop(name, None)  # what failed may be the machine, which is asked again
+            if self._said.get(name) != str(error):
+                log.exception("%s is not served: loading it failed", name)
+            self._said[name] = str(error)
             return None
         size, device = engine.num_parameters, engine.load().device
         role = ", the default" if name == self._asked[0] else ""

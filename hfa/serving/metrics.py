@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from hfa.network.base import Network
 from hfa.serving.schemas import ModelStatistics
 from hfa.serving.service import Service
+from hfa.serving.statistics import Record
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _QUANTILES = {"0.5": "p50_s", "0.95": "p95_s", "0.99": "p99_s"}
@@ -20,6 +21,9 @@ _QUANTILES = {"0.5": "p50_s", "0.95": "p95_s", "0.99": "p99_s"}
 class Metrics(Collector):
     """Makes its metrics when asked, so that there is one source of every number.
 
+    Counters begin with the process, unlike the track record, which outlives it: one that was restored, and has lost its
+    last seconds, would look to Prometheus as if all of it had happened anew.
+
     Args:
         service: models and their track record.
         network: how fresh the view of the metagraph is.
@@ -27,6 +31,7 @@ class Metrics(Collector):
 
     def __init__(self, service: Service, network: Network) -> None:
         self._service, self._network = service, network
+        self._before = service.statistics.totals()
         self._refusals: Counter[str] = Counter()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -60,14 +65,16 @@ class Metrics(Collector):
         misses = CounterMetricFamily("hfa_cache_misses", "Why no more was found.", labels=["model", "reason"])
         seconds = SummaryMetricFamily("hfa_request_seconds", "Time of requests that succeeded.", labels=["model"])
         for name, record in self._service.statistics.totals().items():
+            before = self._before.get(name) or Record()
             for outcome in ("succeeded", "failed", "cancelled", "expired"):
-                requests.add_metric([name, outcome], getattr(record, outcome))
-            tokens.add_metric([name, "prompt"], record.prompt_tokens)
-            tokens.add_metric([name, "completion"], record.completion_tokens)
-            cached.add_metric([name], record.cached_tokens)
+                requests.add_metric([name, outcome], getattr(record, outcome) - getattr(before, outcome))
+            tokens.add_metric([name, "prompt"], record.prompt_tokens - before.prompt_tokens)
+            tokens.add_metric([name, "completion"], record.completion_tokens - before.completion_tokens)
+            cached.add_metric([name], record.cached_tokens - before.cached_tokens)
             for reason, number in sorted(record.misses.items()):
-                misses.add_metric([name, reason], number)
-            seconds.add_metric([name], count_value=record.succeeded, sum_value=record.seconds)
+                misses.add_metric([name, reason], number - before.misses.get(reason, 0))
+            count, total = record.succeeded - before.succeeded, record.seconds - before.seconds
+            seconds.add_metric([name], count_value=count, sum_value=total)
         yield from (requests, tokens, cached, misses, seconds)
 
     def _loads(self) -> Iterator[Metric]:
@@ -75,13 +82,15 @@ class Metrics(Collector):
         waiting = GaugeMetricFamily("hfa_waiting_requests", "Requests in the queue.", labels=["model"])
         state = GaugeMetricFamily("hfa_state_bytes", "Reserved for states of running requests.", labels=["model"])
         budget = GaugeMetricFamily("hfa_state_budget_bytes", "Memory for states.", labels=["model"])
+        kept = GaugeMetricFamily("hfa_session_bytes", "States of sessions that wait.", labels=["model"])
         for name, model in self._service.models.items():
             status = model.status()
             running.add_metric([name], status.running)
             waiting.add_metric([name], status.waiting)
             state.add_metric([name], status.state_bytes)
             budget.add_metric([name], status.budget_bytes)
-        yield from (running, waiting, state, budget)
+            kept.add_metric([name], status.session_bytes)
+        yield from (running, waiting, state, budget, kept)
 
     def _chain(self) -> Iterator[Metric]:
         network = self._network

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import dataclasses
 import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -36,13 +37,15 @@ from hfa.serving.schemas import Summary, parse_as
 from hfa.serving.service import Order, Service, draw_seed
 from hfa.serving.stream import unless_hung_up
 
+_MOST_TOLD = 100_000  # tokens of one request, with their alternatives: a dictionary each
 _AUTO = "auto"  # the model's name that leaves the choice to the miner
 _FINISH = {"stop": "stop", "length": "length", "deadline": "length", "shutdown": "length"}
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # types of errors, by status
 _PATHS = ("/v1/models", "/v1/completions", "/v1/chat/")
-_TURNS = ("\nsystem:", "\nuser:", "\nassistant:")  # where an answer of a chat ends
+_TURNS = ("\nsystem:", "\ndeveloper:", "\nuser:", "\nassistant:")  # where an answer of a chat ends
 
 
+B = TypeVar("B", CompletionBody, ChatBody)
 Tell = Callable[[Sequence[TokenEvent]], dict[str, Any]]  # the next tokens of an answer, as their log-probabilities
 
 
@@ -85,15 +88,30 @@ def router(service: Service, gate: Gate, metrics: Metrics) -> APIRouter:
         "/v1/completions", summary="Continue a text, as OpenAI's API has it", openapi_extra=_schema(CompletionBody)
     )
     async def completions(request: Request) -> Response:
-        signed = await gate.admit(request)
-        return await _answer(request, metrics, lambda: _start_completion(service, signed.body, signed.caller))
+        return await answer(request, CompletionBody, _start_completion)
 
     @routes.post("/v1/chat/completions", summary="Answer in a conversation", openapi_extra=_schema(ChatBody))
     async def chat(request: Request) -> Response:
         """The models have learnt to continue texts; the conversation becomes one, a line `role: content` a turn, and
         the answer ends where the next turn would begin."""
+        return await answer(request, ChatBody, _start_chat)
+
+    async def answer(request: Request, schema: type[B], start: Callable[[Service, B, Neuron], Task]) -> Response:
+        """What `start` begins, whole or as a stream; errors in the shape of OpenAI's."""
         signed = await gate.admit(request)
-        return await _answer(request, metrics, lambda: _start_chat(service, signed.body, signed.caller))
+        try:
+            body = await asyncio.to_thread(parse_as, schema, signed.body)
+            gate.charge(signed.caller, body.num_choices - 1)  # one is counted
+            task = await asyncio.to_thread(start, service, body, signed.caller)
+            if body.stream:
+                return _Stream(task, metrics.refused)
+            texts = await unless_hung_up(request, asyncio.gather(*map(_collect, task.replies)), task.replies)
+            return Response(status_code=HUNG_UP) if texts is None else await asyncio.to_thread(_whole, task, texts)
+        except RequestError as error:
+            status = 400 if error.status in (413, 422) else error.status  # as OpenAI has it
+            name = "context_length_exceeded" if error.status == 413 else refusal.code(error.status)
+            metrics.refused(refusal.code(error.status))
+            return refusal.respond(request, status, str(error), refusal.retry_after(error), _problem, name)
 
     return routes
 
@@ -103,18 +121,16 @@ def as_text(messages: Sequence[Message]) -> str:
     return "".join(f"{message.role}: {message.text}\n" for message in messages) + "assistant:"
 
 
-def _start_completion(service: Service, data: bytes, caller: Neuron) -> tuple[Task, bool]:
-    body = parse_as(CompletionBody, data)
+def _start_completion(service: Service, body: CompletionBody, caller: Neuron) -> Task:
     replies = _start(service, body, body.prompts, body.max_tokens, body.logprobs, body.stops, caller)
-    return _task(_COMPLETION, body, replies), bool(body.stream)
+    return _task(_COMPLETION, body, replies)
 
 
-def _start_chat(service: Service, data: bytes, caller: Neuron) -> tuple[Task, bool]:
-    body = parse_as(ChatBody, data)
+def _start_chat(service: Service, body: ChatBody, caller: Neuron) -> Task:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
     replies = _start(service, body, [as_text(body.messages)], most, logprobs, [*body.stops, *_TURNS], caller)
-    return _task(_CHAT, body, replies), bool(body.stream)
+    return _task(_CHAT, body, replies)
 
 
 def _start(
@@ -126,32 +142,32 @@ def _start(
     stop: list[str],
     caller: Neuron,
 ) -> list[Reply]:
-    """One reply for each choice of each prompt, or none at all."""
-    wish = None if body.model == _AUTO else body.model
-    replies: list[Reply] = []
+    """One reply for each choice of each prompt, all from one model, or none at all."""
+    wish, most = None if body.model == _AUTO else body.model, service.max_tokens(max_tokens)
+    told = 0 if logprobs is None else body.num_choices * most * (1 + logprobs)
+    if told > _MOST_TOLD:
+        raise RequestError(
+            422,
+            f"logprobs: got {body.num_choices} answers of {most} tokens with {logprobs} alternatives each, and this "
+            f"miner tells of {_MOST_TOLD} tokens at most; lower max_tokens, n or logprobs.",
+        )
     seed = draw_seed() if body.seed is None else body.seed
-    try:
-        for prompt in prompts:
-            for number in range(body.n or 1):
-                sampling = Sampling(
-                    seed=(seed + number) % 2**63,
-                    temperature=1.0 if body.temperature is None else body.temperature,
-                    top_p=body.top_p or 1.0,
-                    top_k=body.top_k,
-                    min_p=body.min_p,
-                    repetition_penalty=body.repetition_penalty,
-                    presence_penalty=body.presence_penalty or 0.0,
-                    frequency_penalty=body.frequency_penalty or 0.0,
-                )
-                order = Order(service.max_tokens(max_tokens), sampling, stop, wish, body.deadline_s, logprobs)
-                reply = service.start(prompt, order, caller)
-                replies.append(reply)
-                wish = reply.model  # all choices come from one model
-    except BaseException:
-        for reply in replies:
-            reply.close()
-        raise
-    return replies
+    sampling = Sampling(
+        seed=seed,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=body.top_p or 1.0,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+    )
+    order = Order(most, sampling, stop, wish, body.deadline_s, logprobs)
+    orders = [
+        order._replace(sampling=dataclasses.replace(sampling, seed=(seed + number) % 2**63))
+        for number in range(body.n or 1)
+    ]
+    return service.start_together([(prompt, each) for prompt in prompts for each in orders], caller)
 
 
 def _task(kind: Kind, body: CompletionBody | ChatBody, replies: list[Reply]) -> Task:
@@ -159,30 +175,12 @@ def _task(kind: Kind, body: CompletionBody | ChatBody, replies: list[Reply]) -> 
     return Task(kind, replies, body.n or 1, usage)
 
 
-async def _answer(request: Request, metrics: Metrics, start: Callable[[], tuple[Task, bool]]) -> Response:
-    """What `start` begins, whole or as a stream; errors in the shape of OpenAI's."""
-    try:
-        task, stream = await asyncio.to_thread(start)
-        if stream:
-            return _Stream(task, metrics.refused)
-        content = await _whole(task, request)
-        return Response(status_code=HUNG_UP) if content is None else JSONResponse(content)
-    except RequestError as error:
-        status = 400 if error.status in (413, 422) else error.status  # as OpenAI has it
-        name = "context_length_exceeded" if error.status == 413 else refusal.code(error.status)
-        metrics.refused(refusal.code(error.status))
-        return refusal.respond(request, status, str(error), refusal.retry_after(error), _problem, name)
+async def _collect(reply: Reply) -> str:
+    return "".join([piece async for piece in reply.pieces()])
 
 
-async def _whole(task: Task, request: Request) -> dict[str, Any] | None:
-    """The answer in one piece; None when the caller hangs up before it is there."""
-
-    async def collect(reply: Reply) -> str:
-        return "".join([piece async for piece in reply.pieces()])
-
-    texts = await unless_hung_up(request, asyncio.gather(*map(collect, task.replies)), task.replies)
-    if texts is None:
-        return None
+def _whole(task: Task, texts: Sequence[str]) -> Response:
+    """The answer in one piece; with many log-probabilities it takes a while to write."""
     choices = []
     for index, (reply, text) in enumerate(zip(task.replies, texts, strict=True)):
         told = task.kind.logprobs(reply.decode)(reply.tokens) if reply.has_logprobs else None
@@ -194,7 +192,7 @@ async def _whole(task: Task, request: Request) -> dict[str, Any] | None:
                 **task.kind.content(text, False),
             }
         )
-    return {**_head(task, task.kind.whole), "choices": choices, "usage": _usage(task)}
+    return JSONResponse({**_head(task, task.kind.whole), "choices": choices, "usage": _usage(task)})
 
 
 class _Stream(StreamingResponse):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
 from hfa.errors import RequestError
 from hfa.inference import FinishEvent, FinishReason, Generation, GenerationRequest, Timing, TokenEvent
 from hfa.network.base import Neuron
-from hfa.serving.logprobs import Decode, likelihoods
+from hfa.serving.logprobs import Decode, TokenLogprob, likelihoods
 from hfa.serving.schemas import Summary, Timings, Usage
 from hfa.serving.selection import Choice
 from hfa.serving.statistics import Statistics
@@ -21,7 +22,7 @@ class Reply:
     """One answer on its way::
 
         async for piece in reply.pieces(): ...     # text, as it becomes certain
-        reply.summary                              # everything else, once the iteration has ended
+        reply.summary                              # everything else but logprobs, once the iteration has ended
 
     The track record gets its one entry when the iteration ends, for whatever reason it does, or at `close`.
 
@@ -66,6 +67,10 @@ class Reply:
     def has_logprobs(self) -> bool:
         """Whether they were asked for."""
         return self._request.logprobs is not None
+
+    async def logprobs(self) -> list[TokenLogprob] | None:
+        """Of the tokens so far, where they were asked for; on a thread, since there may be many."""
+        return await asyncio.to_thread(likelihoods, self.tokens, self.decode) if self.has_logprobs else None
 
     def close(self, keep: int | None = None) -> None:
         """Give up what has not come yet; nothing happens when all has.
@@ -121,7 +126,7 @@ class Reply:
         log.info("%s for %s: %s, %d tokens in, %d out, %s", name, who, reason, read, count, took, extra=fields)
         self._statistics.end(
             name,
-            reason,
+            "cancelled" if reason == "error" and end.imported else reason,
             prompt_tokens=read,
             completion_tokens=count,
             timing=end.timing,
@@ -150,7 +155,7 @@ class Reply:
             finish_reason=self._reason(end),
             usage=Usage(prompt_tokens=prompt, completion_tokens=count, cached_tokens=end.cached_tokens),
             cache_miss=end.miss,
-            logprobs=likelihoods(self.tokens, self.decode) if self.has_logprobs else None,
+            logprobs=None,
             context_length=end.prompt_tokens + count,
             seed=self._request.sampling.seed,
             timings=Timings(

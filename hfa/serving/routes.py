@@ -6,14 +6,12 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
-from hfa.serving.refusal import HUNG_UP
 from hfa.serving.schemas import Answer, GenerateBody, Refusal, parse
 from hfa.serving.service import Service
-from hfa.serving.stream import EventStream, whole
+from hfa.serving.stream import EventStream, answered, whole
 
 _REFUSALS = {
     400: "The body is not JSON.",
@@ -52,8 +50,7 @@ def router(service: Service, gate: Gate, metrics: Metrics) -> APIRouter:
         reply = await service.answer(body, signed.caller)
         if body.stream:
             return EventStream(reply, metrics.refused)
-        answer = await whole(reply, request)
-        return Response(status_code=HUNG_UP) if answer is None else JSONResponse(answer.model_dump())
+        return answered(await whole(reply, request))
 
     return routes
 

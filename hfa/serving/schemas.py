@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from hfa.errors import RequestError
 from hfa.inference import MAX_SEED, FinishReason
@@ -12,13 +13,31 @@ from hfa.inference.request import MAX_LOGPROBS
 from hfa.serving.logprobs import TokenLogprob
 
 B = TypeVar("B", bound=BaseModel)
+_UNKNOWN = "unknown_field"
+_SHOWN = 60  # characters of what was got
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class GenerateBody(BaseModel):
+class Sent(BaseModel):
+    """What comes from outside, refused at the first thing that is wrong.
+
+    Pydantic would collect all of them, and a body of a megabyte can have a million.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (name := next((key for key in data if key not in cls.model_fields), None)):
+            raise PydanticCustomError(_UNKNOWN, "{name}", {"name": name[:64]})
+        return data
+
+
+class GenerateBody(Sent):
     """A prompt to continue."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(strict=True)
 
     prompt: str = Field(
         min_length=1,
@@ -41,7 +60,10 @@ class GenerateBody(BaseModel):
         None, ge=0, le=MAX_SEED, description="Same seed, same text. Left out, one is drawn and told in the answer."
     )
     stop: list[StopText] = Field(
-        default_factory=list, max_length=16, description="The answer ends before the first of these texts."
+        default_factory=list,
+        max_length=16,
+        fail_fast=True,
+        description="The answer ends before the first of these texts.",
     )
     logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="Tell how likely each token was, and this many of the likeliest."
@@ -132,6 +154,7 @@ class ModelStatus(BaseModel):
     running: int
     waiting: int
     state_bytes: int = Field(description="Reserved for the states of running requests.")
+    session_bytes: int = Field(description="What the states of sessions that wait have beside their pages.")
     budget_bytes: int
 
 
@@ -159,7 +182,7 @@ class ModelStatistics(BaseModel):
     requests: int
     succeeded: int
     failed: int
-    cancelled: int = Field(description="Given up by the caller.")
+    cancelled: int = Field(description="Given up by the caller, or failed on a state that the caller had imported.")
     expired: int = Field(description="Ended by a deadline, a shutdown, or a caller of greater stake.")
     success_rate: float | None = Field(description="Succeeded, of those that succeeded or failed.")
     mean_s: float | None
@@ -171,7 +194,7 @@ class ModelStatistics(BaseModel):
     cached_tokens: int = Field(description="Of the prompts, found in checkpoints or sessions.")
     cache_misses: dict[str, int] = Field(description="Why no more was found, and how often.")
     prefill_tokens_per_s: float | None
-    tokens_per_s: float | None = Field(description="Generated per second of decoding.")
+    tokens_per_s: float | None = Field(description="Generated per second of decoding, after the first.")
     last_error: LastError | None
 
 
@@ -197,13 +220,19 @@ def parse_as(schema: type[B], body: bytes) -> B:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "json_invalid":
         raise RequestError(400, f"The body is not JSON ({problem['msg'].removeprefix('Invalid JSON: ')}).")
-    if problem["type"] == "extra_forbidden":
-        names = ", ".join(schema.model_fields)
-        raise RequestError(422, f"{where[:64]}: no such field; the fields are {names}.")
+    if problem["type"] == _UNKNOWN:
+        path = ".".join(filter(None, (where, problem["msg"])))
+        fields = "" if where else f"; the fields are {', '.join(schema.model_fields)}"
+        raise RequestError(422, f"{path}: no such field{fields}.")
     if problem["type"] == "missing":
         raise RequestError(422, f"{where}: missing; send the text to continue.")
     expected = problem["msg"].removeprefix("Input should be ")
-    got = repr(problem["input"])
-    raise RequestError(
-        422, f"{where or 'body'}: got {got if len(got) < 64 else got[:60] + '...'}, expected {expected}."
-    )
+    raise RequestError(422, f"{where or 'body'}: got {_shown(problem['input'])}, expected {expected}.")
+
+
+def _shown(value: Any) -> str:
+    """What was got, however much it was."""
+    if isinstance(value, list | dict):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    shown = repr(value[: 2 * _SHOWN] if isinstance(value, str) else value)
+    return shown if len(shown) < _SHOWN + 4 else f"{shown[:_SHOWN]}..."

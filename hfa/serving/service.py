@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from hfa.inference import Engine, GenerationRequest, Sampling
 from hfa.network.base import Neuron
 from hfa.serving.reply import Reply
 from hfa.serving.schemas import GenerateBody, ModelStatus
-from hfa.serving.selection import Candidate, SelectionConfig, choose
+from hfa.serving.selection import Candidate, Choice, SelectionConfig, choose
 from hfa.serving.statistics import Statistics
 from hfa.serving.text import TextAssembler
 from hfa.types import Tokenizer
@@ -39,6 +39,7 @@ class Served(NamedTuple):
             running=load.running,
             waiting=load.waiting,
             state_bytes=load.state_bytes,
+            session_bytes=load.session_bytes,
             budget_bytes=load.budget_bytes,
         )
 
@@ -61,11 +62,13 @@ class Limits(NamedTuple):
         default_max_tokens: when it does not say.
         max_tokens: at most.
         deadline_s: at most, and when it does not say.
+        share_prompts: whether callers find what others' prompts, that begin alike, have had read.
     """
 
     default_max_tokens: int
     max_tokens: int
     deadline_s: float
+    share_prompts: bool
 
 
 class Order(NamedTuple):
@@ -88,6 +91,15 @@ class Order(NamedTuple):
     deadline_s: float | None = None
     logprobs: int | None = None
     session: tuple[str, str] | None = None
+
+
+class _Chosen(NamedTuple):
+    """Who answers a request, and what its engine is asked."""
+
+    choice: Choice
+    model: Served
+    request: GenerationRequest
+    text: Callable[[], TextAssembler]
 
 
 class Service:
@@ -152,22 +164,44 @@ class Service:
 
     def start(self, prompt: str | Sequence[int], order: Order, caller: Neuron) -> Reply:
         """What `answer` does, without an event loop; a prompt in tokens is for the model wished or the default."""
+        return self.start_together([(prompt, order)], caller)[0]
+
+    def start_together(self, asked: Sequence[tuple[str | Sequence[int], Order]], caller: Neuron) -> list[Reply]:
+        """Start one model on several requests, or on none of them. Raises as `answer`."""
         while True:
             loaded = self._loaded
             try:
-                name = order.wish or self.default
-                prompts = _encode(loaded, prompt) if isinstance(prompt, str) else {name: tuple(prompt)}
-                return self._start(
-                    loaded, {key: prompts[key] for key in prompts if key in loaded.models}, order, caller
-                )
+                return self._start_together(loaded, asked, caller)
             except RequestError as error:
                 if error.status != 503 or loaded is self._loaded:
                     raise  # else the model was swapped in between, and its successor has not been asked
 
-    def _start(self, loaded: _Loaded, prompts: Mapping[str, tuple[int, ...]], order: Order, caller: Neuron) -> Reply:
-        wish, session = order.wish, None
+    def _start_together(
+        self, loaded: _Loaded, asked: Sequence[tuple[str | Sequence[int], Order]], caller: Neuron
+    ) -> list[Reply]:
+        texts = {id(prompt): prompt for prompt, _ in asked}  # the same one may be asked several times
+        encoded = {key: self._encoded(loaded, prompt, asked[0][1].wish) for key, prompt in texts.items()}
+        chosen: list[_Chosen] = []
+        for prompt, order in asked:
+            order = order if not chosen else order._replace(wish=chosen[0].choice.name)
+            chosen.append(self._choose(loaded, encoded[id(prompt)], order, caller))
+        model, requests = chosen[0].model, [one.request for one in chosen]
+        session = asked[0][1].session
+        if session is not None:
+            generations = [model.engine.submit(requests[0], session[1])]
+        else:
+            generations = model.engine.submit_together(requests)
+        self.statistics.begin(chosen[0].choice.name)
+        decode = model.tokenizer.decode_bytes
+        return [
+            Reply(choice, request, generation, text(), decode, self.statistics, caller)
+            for (choice, _, request, text), generation in zip(chosen, generations, strict=True)
+        ]
+
+    def _choose(self, loaded: _Loaded, prompts: Mapping[str, tuple[int, ...]], order: Order, caller: Neuron) -> _Chosen:
+        wish = order.wish
         if order.session is not None:
-            wish, session = order.session
+            wish, _ = order.session
             prompts = {name: tokens for name, tokens in prompts.items() if name == wish}
         candidates = [
             self._candidate(name, loaded.models[name], len(tokens) + order.max_tokens)
@@ -190,11 +224,20 @@ class Service:
             deadline_s=min(self._limits.deadline_s, order.deadline_s or self._limits.deadline_s),
             priority=priority(caller),
             caller=caller.hotkey,
+            cache_salt="" if self._limits.share_prompts else caller.hotkey,
             logprobs=order.logprobs,
         )
-        generation = model.engine.submit(request, session)
-        self.statistics.begin(choice.name)
-        return Reply(choice, request, generation, text(), model.tokenizer.decode_bytes, self.statistics, caller)
+        return _Chosen(choice, model, request, text)
+
+    def _encoded(self, loaded: _Loaded, prompt: str | Sequence[int], wish: str | None) -> dict[str, tuple[int, ...]]:
+        """A prompt in the tokens of each model that may answer it.
+
+        One that comes in tokens is for the model wished, for the default, or for whichever there is.
+        """
+        if isinstance(prompt, str):
+            return _encode(loaded, prompt)
+        name = wish or (self.default if self.default in loaded.models else next(iter(loaded.models), self.default))
+        return {name: tuple(prompt)} if name in loaded.models else {}
 
     def max_tokens(self, asked: int | None) -> int:
         """What a request generates at most. Raises RequestError 422 for more than this miner does."""

@@ -49,7 +49,8 @@ class Record:
     completion_tokens: int = 0
     seconds: float = 0.0  # of the requests that succeeded, from submission to the last token
     prefill_s: float = 0.0
-    decode_s: float = 0.0
+    decode_s: float = 0.0  # of answers of more than one token, from the first
+    decode_tokens: int = 0  # that came in those seconds
     last_used: float = 0.0  # unix time
     cached_tokens: int = 0  # of the prompts, found in checkpoints
     misses: dict[str, int] = field(default_factory=dict)  # why no more was found: how often
@@ -110,7 +111,9 @@ class Statistics:
             if miss:
                 record.misses[miss] = record.misses.get(miss, 0) + 1
             record.prefill_s += timing.prefill_s
-            record.decode_s += timing.decode_s
+            if completion_tokens > 1 and timing.decode_s > 0:
+                record.decode_s += timing.decode_s
+                record.decode_tokens += completion_tokens - 1
             if outcome == "succeeded":
                 record.seconds += sum(timing)
                 record.recent.append(sum(timing))
@@ -192,7 +195,7 @@ def _report(record: Record) -> ModelStatistics:
         cached_tokens=record.cached_tokens,
         cache_misses=record.misses,
         prefill_tokens_per_s=read / record.prefill_s if record.prefill_s else None,
-        tokens_per_s=record.completion_tokens / record.decode_s if record.decode_s else None,
+        tokens_per_s=record.decode_tokens / record.decode_s if record.decode_s else None,
         last_error=LastError(at=when(record.error_at), error=record.error.partition(":")[0]) if record.error else None,
     )
 
@@ -204,7 +207,7 @@ def when(unix_s: float) -> str:
 
 def _read(path: Path) -> dict[str, Record]:
     try:
-        return _FILE.validate_json(path.read_bytes()).architectures
+        records = _FILE.validate_json(path.read_bytes()).architectures
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -221,6 +224,10 @@ def _read(path: Path) -> dict[str, Record]:
         with contextlib.suppress(OSError):
             path.rename(aside)
         return {}
+    for record in records.values():
+        if not record.decode_tokens:  # of before they were counted
+            record.decode_s = 0.0
+    return records
 
 
 def _replace(path: Path, content: str) -> None:

@@ -11,10 +11,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from hfa.errors import RequestError
-from hfa.serving.refusal import problem
+from hfa.serving.refusal import HUNG_UP, problem
 from hfa.serving.reply import Reply
 from hfa.serving.schemas import Answer, Done
 
@@ -54,8 +55,7 @@ class EventStream(StreamingResponse):
                 async for piece in pieces:
                     body = _event({"text": piece})
                     await send({"type": "http.response.body", "body": body, "more_body": True})
-            assert self._reply.summary is not None
-            last = _event(Done(**self._reply.summary.model_dump()))
+            last = _event(Done(**await _all(self._reply)))
         except RequestError as error:
             content = problem(error.status, str(error))
             self._count(content["error"]["code"])
@@ -92,8 +92,20 @@ async def unless_hung_up(request: Request, work: Awaitable[T], replies: Sequence
 
 async def _collect(reply: Reply) -> Answer:
     text = "".join([piece async for piece in reply.pieces()])
+    return Answer(text=text, **await _all(reply))
+
+
+async def _all(reply: Reply) -> dict[str, Any]:
+    """What there is to say of a reply that has ended."""
     assert reply.summary is not None
-    return Answer(text=text, **reply.summary.model_dump())
+    return {**reply.summary.model_dump(), "logprobs": await reply.logprobs()}
+
+
+def answered(answer: Answer | None) -> Response:
+    """The answer as a response, or that nobody is there to get it."""
+    if answer is None:
+        return Response(status_code=HUNG_UP)
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 async def _hang_up(request: Request) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from hfa.errors import RequestError
 from hfa.inference import Engine, EngineConfig, GenerationRequest, Sampling
+from hfa.inference.sequence import Sequence
 from hfa.inference.session import Exported
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml") if path.stem != "hf")
@@ -233,7 +234,7 @@ def test_a_fork_never_takes_the_place_of_its_source(start, tiny, text):
     engine = start(tiny("hfa"), **SETTINGS, max_sessions=1)
     one = do(engine, lambda s: s.create())
     answer(engine, ask(text), one.name)
-    with pytest.raises(RequestError, match="All 1 sessions are busy") as refused:
+    with pytest.raises(RequestError, match="All 1 sessions are taken") as refused:
         do(engine, lambda s: s.fork(one.name))
     assert refused.value.status == 503
     assert one.row is not None
@@ -277,7 +278,7 @@ def test_an_import_that_fails_takes_no_memory(start, tiny, text, monkeypatch):
     answer(engine, ask(text), one.name)
     data = do(engine, lambda s: s.export(one.name).to_bytes())
     one.busy = True
-    with pytest.raises(RequestError, match="All 1 sessions are busy"):
+    with pytest.raises(RequestError, match="All 1 sessions are taken"):
         do(engine, lambda s: s.load(Exported.from_bytes(data)))
     one.busy = False
 
@@ -290,6 +291,31 @@ def test_an_import_that_fails_takes_no_memory(start, tiny, text, monkeypatch):
             do(engine, lambda s: s.load(Exported.from_bytes(data)))
     assert do(engine, lambda s: s.get(one.name)) is one, "nobody goes for one that is not there"
     assert all_free(engine)
+
+
+def test_a_state_from_outside_that_is_not_finite_is_refused(start, tiny, text):
+    engine = start(tiny("hfa"), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text), one.name)
+    facts, tensors = do(engine, lambda s: s.export(one.name))
+    spoilt = {name: torch.full_like(x, float("nan")) if x.is_floating_point() else x for name, x in tensors.items()}
+    with pytest.raises(RequestError, match="not finite") as refused:
+        do(engine, lambda s: s.load(Exported(facts, spoilt)))
+    assert refused.value.status == 422
+
+
+def test_a_failure_on_a_state_from_outside_is_said_to_be(start, tiny, text, monkeypatch):
+    """It is not the model's: whoever brings such states must not spoil its record."""
+    engine = start(tiny("hfa"), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text), one.name)
+    brought = do(engine, lambda s: s.load(s.export(one.name)))
+
+    def fail(*_):
+        raise RuntimeError("overflow")
+
+    monkeypatch.setattr(Sequence, "commit", fail)
+    assert [answer(engine, ask(text), name)[1].imported for name in (one.name, brought.name)] == [False, True]
 
 
 def test_what_comes_from_outside_is_nobody_else_s_checkpoint(start, tiny, text):
@@ -392,6 +418,44 @@ def test_who_has_most_sessions_makes_place_first(start, model):
     new = do(engine, lambda s: s.create(owner="new"))
     for session in (modest, many[-1], new):
         assert do(engine, lambda s, session=session: s.get(session.name)) is session
+
+
+def test_nobody_with_more_sessions_takes_the_place_of_who_has_fewer(start, model):
+    engine = start(model, max_sessions=3)
+    modest = do(engine, lambda s: s.create(owner="modest"))
+    for _ in range(2):
+        do(engine, lambda s: s.create(owner="greedy")).busy = True
+    with pytest.raises(RequestError, match="All 3 sessions are taken") as refused:
+        do(engine, lambda s: s.create(owner="greedy"))
+    assert refused.value.status == 503
+    assert do(engine, lambda s: s.get(modest.name)) is modest
+
+
+def test_a_session_is_its_owner_s_alone(start, tiny, text):
+    engine = start(tiny("hfa"), **SETTINGS)
+    mine = do(engine, lambda s: s.create(owner="me"))
+    with pytest.raises(RequestError, match="not here") as refused:
+        engine.submit(ask(text, caller="you"), mine.name)
+    assert refused.value.status == 404
+    with pytest.raises(RequestError, match="not here"):
+        do(engine, lambda s: s.get(mine.name, "you"))
+    assert answer(engine, ask(text, caller="me"), mine.name)[1].reason == "length"
+
+
+def test_what_sessions_have_beside_their_pages_keeps_to_a_budget(start, tiny, text):
+    """The states of the longest unused go; their tokens stay, and are read again."""
+    engine = start(tiny("hfa"), **SETTINGS, max_sessions=8)
+    sessions = [do(engine, lambda s: s.create()) for _ in range(3)]
+    for session in sessions:
+        answer(engine, ask(text), session.name)
+    each = engine.load().session_bytes // 3
+    assert each > 0
+    engine._sessions._budget = 5 * each // 2
+    fork = do(engine, lambda s: s.fork(sessions[2].name))
+    assert engine.load().session_bytes <= 5 * each // 2
+    assert [session.row is None for session in (*sessions, fork)] == [True, True, False, False]
+    alone = answer(engine, ask([*sessions[0].tokens, *text]))
+    assert answer(engine, ask(text), sessions[0].name)[0] == alone[0]
 
 
 def test_a_closed_engine_answers_no_calls(limits, hash_model):

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfa.errors import RequestError
-from hfa.serving.admission import BodyReader, RateLimiter, TryLaterError
+from hfa.serving import admission
+from hfa.serving.admission import BodyReader, RateLimiter, TryLaterError, Upload
 
 
 class Clock:
@@ -102,9 +103,9 @@ def announce(bodies: BodyReader, length: str | None) -> None:
 
 
 def test_a_body_is_read_up_to_the_cap():
-    assert asyncio.run(reader().read(chunks(4, 6))) == b"x" * 10
+    assert asyncio.run(reader().read(chunks(4, 6), Upload("a"))) == b"x" * 10
     with pytest.raises(RequestError, match="10 bytes at most") as refused:
-        asyncio.run(reader().read(chunks(4, 7)))
+        asyncio.run(reader().read(chunks(4, 7), Upload("a")))
     assert refused.value.status == 413
 
 
@@ -135,7 +136,7 @@ def test_two_lengths_are_refused_before_the_body():
 
 def test_a_body_that_stops_coming_is_408():
     with pytest.raises(RequestError, match=r"within 0\.01 s") as refused:
-        asyncio.run(reader(timeout_s=0.01).read(nothing()))
+        asyncio.run(reader(timeout_s=0.01).read(nothing(), Upload("a")))
     assert refused.value.status == 408
 
 
@@ -158,3 +159,44 @@ def test_places_are_few_for_all_and_fewer_for_one_address_and_come_free():
     with contextlib.suppress(RuntimeError), bodies.place({}, "a"), bodies.place({}, "a"):
         raise RuntimeError
     assert not refused_at("a")
+
+
+def test_a_small_body_takes_no_place():
+    bodies = reader(max_uploads=1, max_bytes=1 << 20)
+    with (
+        bodies.place({}, "a"),
+        bodies.place({"content-length": "65536"}, "b"),
+        pytest.raises(TryLaterError),
+        bodies.place({"content-length": "65537"}, "b"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["a", "b"])
+def test_who_holds_a_place_and_sends_nothing_makes_room(monkeypatch, address):
+    monkeypatch.setattr(admission, "_GRACE_S", 0.05)
+    bodies = reader(max_uploads=2, max_uploads_per_address=2, max_bytes=1000, timeout_s=10.0)
+
+    async def fast():
+        for _ in range(20):
+            yield b"x" * 50
+            await asyncio.sleep(0.02)
+
+    async def send(stream, address):
+        with bodies.place({}, address) as upload:
+            return await bodies.read(stream, upload)
+
+    async def scenario():
+        honest = asyncio.create_task(send(fast(), "a"))
+        slow = asyncio.create_task(send(nothing(), "a"))
+        await asyncio.sleep(0.02)
+        with pytest.raises(TryLaterError):  # nobody is slow yet
+            await send(chunks(10), address)
+        await asyncio.sleep(0.2)
+        assert await send(chunks(10), address) == b"x" * 10
+        with pytest.raises(TryLaterError, match="send it faster") as refused:
+            await slow
+        assert refused.value.status == 503
+        assert len(await honest) == 1000
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))

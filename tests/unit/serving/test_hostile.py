@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -25,6 +26,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
+from hfa.errors import RequestError
+from hfa.serving import admission
 from hfa.serving.miner import HFAMiner
 
 HTTP = httpx.Client(verify=False, timeout=60, trust_env=False)
@@ -339,8 +342,9 @@ def dendrite(running, signer=None, **changes: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", ROOMS)
-def test_a_refusal_is_smaller_than_300_bytes_all_told(start, path):
+def test_a_refusal_is_smaller_than_300_bytes_all_told(start, path, monkeypatch):
     """To whoever has proven nothing, whatever it is about; the status line and the headers count."""
+    monkeypatch.setattr(admission, "_GRACE_S", 60.0)
     running = start(
         "server.rate_burst=1", "server.rate_per_s=0.00001", "server.max_uploads_per_address=1", "server.max_imports=1",
         "server.body_timeout_s=2", "server.import_timeout_s=2"
@@ -382,13 +386,29 @@ def test_a_refusal_is_smaller_than_300_bytes_all_told(start, path):
         assert status(answer) in (401, 403)
         assert len(answer) < 300, answer
     with socket.create_connection(address(running), timeout=30) as upload:
-        upload.sendall(asking(other) + b"{")
+        large = "content-length: 70000\r\n"
+        upload.sendall(asking(other, large) + b"{")
         time.sleep(0.1)
-        full = exchange(running, asking() + BODY)
+        full = exchange(running, asking(length=large) + BODY)
     assert (status(full), len(full) < 300) == (503, True), full
     answers = (exchange(running, asking() + BODY) for _ in range(20))  # the first that is proven is counted
     often = next(answer for answer in answers if status(answer) == 429)
     assert len(often) < 300, often
+
+
+def test_bodies_that_never_come_keep_nobody_out(start):
+    """Anybody can claim a hotkey and send a byte; who means it is answered all the same."""
+    running = start("server.max_uploads=4", "server.max_uploads_per_address=4", "server.body_timeout_s=60")
+    with contextlib.ExitStack() as stalled:
+        for length in (9, 70_000) * 4:
+            upload = stalled.enter_context(socket.create_connection(address(running), timeout=30))
+            lines = "".join(f"{name}: {value}\r\n" for name, value in signed(running, BODY).items())
+            lines += f"content-length: {length}\r\n"
+            upload.sendall(f"POST /v1/generate HTTP/1.1\r\nhost: x\r\n{lines}\r\n{{".encode())
+        time.sleep(1.5)
+        assert running.client().generate("Once", max_tokens=2).text
+        with pytest.raises(RequestError, match="takes 40000"):  # read, and too long for these models
+            running.client().generate("x" * 70_000, max_tokens=2)
 
 
 def test_numbers_that_json_has_not_come_back_as_null(shared):

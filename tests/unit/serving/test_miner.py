@@ -21,6 +21,7 @@ from hfa.config import from_mapping
 from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.errors import ConfigError, RequestError
 from hfa.network.client import HFAClient
+from hfa.serving import admission
 from hfa.serving.miner import HFAMiner, MinerConfig
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -94,6 +95,30 @@ def test_what_a_checkpoint_had_is_told_with_the_reason_why_no_more(start):
     lines = HTTP.get(running.url + "/metrics").text.splitlines()
     assert 'hfa_cached_tokens_total{model="hfa"} 320.0' in lines
     assert 'hfa_cache_misses_total{model="hfa",reason="new"} 2.0' in lines
+
+
+@pytest.mark.parametrize(("shared", "found"), [("false", 0), ("true", 256)])
+def test_what_others_had_read_is_found_only_where_that_is_said(start, shared, found):
+    """Else anybody could ask whether somebody has sent a prompt."""
+    running = start("engine.checkpoint_every=64", "models=[hfa]", f"server.share_prompts={shared}")
+    prompt, other = "tell me more " * 20, running.subnet.signer("other")
+    running.client().generate(prompt, max_tokens=1)
+    told = running.client(other).generate(prompt, max_tokens=1)
+    assert told.usage["cached_tokens"] == found
+
+
+def test_counters_begin_with_the_process(start, settings, subnet):
+    """One that was restored and lost its last seconds would look as if all of it had happened anew."""
+    validator = subnet.signer("validator")
+    for _ in range(2):
+        with HFAMiner(settings("models=[hfa]")) as miner:
+            receiver = HTTP.get(miner.url + "/health").json()["hotkey"]
+            with HFAClient(validator, url=miner.url, receiver=receiver) as client:
+                client.generate("Once", max_tokens=2)
+            lines = HTTP.get(miner.url + "/metrics").text.splitlines()
+            total = HTTP.get(miner.url + "/statistics").json()["architectures"]["hfa"]["requests"]
+    assert 'hfa_requests_total{model="hfa",outcome="succeeded"} 1.0' in lines
+    assert total == 2
 
 
 def test_logprobs_and_a_repetition_penalty(start):
@@ -316,14 +341,15 @@ def test_a_body_that_does_not_come_is_408(start):
         assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_bug(start, caplog):
+def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_bug(start, caplog, monkeypatch):
+    monkeypatch.setattr(admission, "_GRACE_S", 60.0)
     running = start("server.max_uploads=1")
     host, port = running.url.removeprefix("http://").split(":")
     headers = running.validator.sign(b"", method="POST", path="/v1/generate", receiver=running.hotkey)
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(f"POST /v1/generate HTTP/1.1\r\nhost: x\r\n{lines}content-length: 9\r\n\r\n{{".encode())
-        until(lambda: signed(running, ask()).status_code == 503)
+        connection.sendall(f"POST /v1/generate HTTP/1.1\r\nhost: x\r\n{lines}content-length: 70000\r\n\r\n{{".encode())
+        until(lambda: signed(running, ask(prompt="x" * 70_000)).status_code == 503)
     until(lambda: 'hfa_refusals_total{code="left"} 1.0' in HTTP.get(running.url + "/metrics").text)
     assert signed(running, ask()).status_code == 200
     assert "Traceback" not in caplog.text

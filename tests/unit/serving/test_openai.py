@@ -9,11 +9,14 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from pydantic import ValidationError
 
+from hfa.errors import RequestError
 from hfa.network.client import BittensorAuth
 from hfa.serving.openai import as_text
-from hfa.serving.openai_schemas import Message
+from hfa.serving.openai_schemas import ChatBody, CompletionBody, Message
 from hfa.serving.reply import Reply
+from hfa.serving.schemas import parse_as
 
 
 def connect(running, signer=None) -> OpenAI:
@@ -24,6 +27,65 @@ def connect(running, signer=None) -> OpenAI:
 @pytest.fixture(scope="module")
 def client(shared) -> OpenAI:
     return connect(shared)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "hfa", "prompt": [{}] * 100_000},
+        {"model": "hfa", "messages": [{}] * 100_000},
+        {"model": "hfa", "messages": [{"role": "user", "content": [{}] * 100_000}]},
+        {"model": "hfa", "prompt": "x", "stop": [1] * 100_000},
+        {"model": "hfa", "prompt": "x", **{f"field{i}": 0 for i in range(50_000)}},
+        {"model": "hfa", "prompt": {f"field{i}": 0 for i in range(50_000)}},
+        {"model": "hfa", "messages": [{f"field{i}": 0 for i in range(50_000)}]},
+    ],
+    ids=["prompt", "messages", "parts", "stop", "fields", "object", "message"],
+)
+def test_a_body_that_is_wrong_in_a_hundred_thousand_ways_is_refused_for_the_first(body):
+    """Each way would be an object of its own, and nobody else would run while they are made."""
+    schema = ChatBody if "messages" in body else CompletionBody
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate_json(json.dumps(body))
+    assert refused.value.error_count() <= 8
+    with pytest.raises(RequestError) as refused:
+        parse_as(schema, json.dumps(body).encode())
+    assert refused.value.status == 422
+    assert len(str(refused.value)) < 600
+
+
+def test_an_answer_goes_back_as_the_client_dumps_it(client):
+    turns = [{"role": "user", "content": "Once"}]
+    said = client.chat.completions.create(model="hfa", messages=turns, max_tokens=4).choices[0].message
+    turns += [said.model_dump(), {"role": "user", "content": "And then?"}]
+    assert client.chat.completions.create(model="hfa", messages=turns, max_tokens=4).choices[0].finish_reason
+    turns[1]["tool_calls"] = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    with pytest.raises(openai.BadRequestError, match=r"tool_calls: got a list of 1, expected"):
+        client.chat.completions.create(model="hfa", messages=turns, max_tokens=4)
+
+
+def test_every_choice_counts_as_a_request_of_its_caller(start):
+    client = connect(start("server.rate_burst=4", "server.rate_per_s=0.001"))
+    client.completions.create(model="hfa", prompt="Once", max_tokens=2, n=4)
+    with pytest.raises(openai.RateLimitError):
+        client.completions.create(model="hfa", prompt="Once", max_tokens=2)
+
+
+def test_choices_are_begun_together_or_not_at_all(start):
+    """What finds no place leaves no trace in the record, and takes nobody else's place."""
+    running = start("engine.max_concurrent=2", "engine.max_queue=2")
+    client = connect(running)
+    with pytest.raises(openai.InternalServerError) as refused:
+        client.completions.create(model="hfa", prompt="Once", max_tokens=2, n=5)
+    assert refused.value.status_code == 503
+    assert client.completions.create(model="hfa", prompt="Once", max_tokens=2, n=4).choices[3]
+    assert running.client().statistics()["architectures"]["hfa"]["requests"] == 4
+
+
+def test_log_probabilities_have_a_limit(client):
+    asked = {"model": "hfa", "prompt": "Once", "max_tokens": 1000, "n": 8, "logprobs": 20}
+    with pytest.raises(openai.BadRequestError, match="lower max_tokens, n or logprobs"):
+        client.completions.create(**asked)
 
 
 def test_the_models_are_listed(client, shared):

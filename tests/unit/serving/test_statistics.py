@@ -35,9 +35,17 @@ def test_each_ending_is_counted_as_what_it_is(path):
     assert report.success_rate == pytest.approx(2 / 3)
     assert (report.prompt_tokens, report.completion_tokens) == (60, 24)
     assert report.prefill_tokens_per_s == pytest.approx(60 / 1.5)
-    assert report.tokens_per_s == pytest.approx(24 / 3)
+    assert report.tokens_per_s == pytest.approx(18 / 3), "the first token of an answer is none of its seconds"
     assert report.last_error.error == "RuntimeError", "what it said is not for everybody"
     assert statistics.totals()["hfa"].error == "RuntimeError: x"
+
+
+def test_only_answers_of_several_tokens_have_a_speed(path):
+    statistics = Statistics(path)
+    for tokens, seconds in ((1, 0.0), (5, 2.0), (100, 0.0)):  # the last was hung up on, and nobody knows its seconds
+        timing = Timing(0.0, 0.1, seconds)
+        statistics.end("hfa", "length", prompt_tokens=1, completion_tokens=tokens, timing=timing)
+    assert statistics.report()["hfa"].tokens_per_s == pytest.approx(2.0)
 
 
 def test_times_are_of_what_succeeded(path):

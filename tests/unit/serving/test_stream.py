@@ -87,7 +87,7 @@ def test_gone_in_the_middle_of_a_stream(service):
 
 def test_gone_before_a_whole_answer(service):
     async def scenario():
-        session = await service.models["hfa"].engine.session(lambda sessions: sessions.create())
+        session = await service.models["hfa"].engine.session(lambda sessions: sessions.create(owner=CALLER.hotkey))
         reply = await service.answer(LONG, CALLER, session=("hfa", session.name))
 
         async def gone_later():
@@ -151,7 +151,7 @@ def test_a_stop_text_ends_the_session_where_it_ends_the_answer(service):
     body = GenerateBody(prompt="Once upon a time", max_tokens=300, temperature=1.0, seed=3)
 
     async def say(body: GenerateBody):
-        session = await engine.session(lambda sessions: sessions.create())
+        session = await engine.session(lambda sessions: sessions.create(owner=CALLER.hotkey))
         reply, pieces = await service.answer(body, CALLER, session=("hfa", session.name)), []
         async for piece in reply.pieces():
             pieces.append(piece)
