@@ -37,7 +37,7 @@ Fraction = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]
 
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound="Config")
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -74,9 +74,9 @@ def parse(arguments: Sequence[str] | None, description: str | None, variants: Se
     parser.add_argument("--models", nargs="+", default=variants, choices=variants, help="in this order")
     parser.add_argument("--sweep", action="store_true", help="find the best learning rate, with the first seed")
     parser.add_argument(
-        "--lrs", nargs="+", type=float, default=list(LRS), help="where the sweep begins; one is taken as it is"
+        "--lrs", nargs="+", type=float, default=list(LRS), help="where the sweep begins; it does not go beyond one"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="to train and test at the best learning rate")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="to train and test at the best rate there is")
     parser.add_argument(
         "--jobs", type=int, default=1, help="models at once, each in a process on one core (%(default)s)"
     )

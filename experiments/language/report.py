@@ -180,7 +180,9 @@ def spread(values: Sequence[float]) -> str:
     if not finite:
         return "diverged" if values else ""
     mean = f"{statistics.mean(finite):.4f}"
-    return f"{mean} ± {statistics.stdev(finite):.4f}" if len(finite) > 1 else mean
+    shown = f"{mean} ± {statistics.stdev(finite):.4f}" if len(finite) > 1 else mean
+    lost = len(values) - len(finite)
+    return f"{shown}, {lost} diverged" if lost else shown
 
 
 def _draw_sweep(axes: Axes, study: Study, name: str, style: dict[str, Any]) -> None:

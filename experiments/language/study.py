@@ -18,14 +18,17 @@ from typing import Any
 from rich.console import Console
 
 from experiments.language.ledger import Ledger, Record
-from experiments.language.variant import Variant, equal_size, model_config, num_parameters
+from experiments.language.variant import Variant, composed, equal_size, model_config, num_parameters
 from hfa import checkpoint
+from hfa.errors import HFAError
 from hfa.training.loggers import read_metrics
 from hfa.training.provenance import processor
 
 REPO = Path(__file__).parents[2]
 OUTPUTS = REPO / "outputs"
 MOST_EXTENSIONS = 3  # of the grid of learning rates, each by a factor of 2
+_DECIDING = ("model", "data", "tokenizer", "optimizer", "scheduler", "loader", "trainer")
+_FREE = ("loader.num_workers", "loader.val_examples", "trainer.log_every_n_steps", "trainer.threads")
 NICENESS = 10  # of a run, however nice this process is
 MONITOR = "val/bits_per_byte"
 console = Console(highlight=False)
@@ -89,7 +92,9 @@ class Study:
         """Train a variant, or find that it was done before."""
         overrides = [*self.overrides(name), *chosen(lr, seed)]
         if done := self.ledger.find("training", name, overrides):
-            return done
+            if not (changed := different(done["config"], composed(self.experiment, overrides))):
+                return done
+            console.print(f"{name}, {lr:g}, seed {seed}: made anew, since then {', '.join(changed)} have changed")
         folder = self.folder(name, lr, seed)
         shutil.rmtree(folder, ignore_errors=True)  # cut off
         console.print(f"\n[bold]{name}[/bold], learning rate {lr:g}, seed {seed}")
@@ -109,6 +114,11 @@ class Study:
         if done := self.ledger.find("evaluation", name, overrides):
             return done
         artifact = self.folder(trained, lr, seed) / "checkpoints" / "last"
+        if not (artifact / "config.json").exists():
+            raise HFAError(
+                f"{_said(artifact)}: the weights of this run are not here, though its results are; "
+                f"to train it again, delete its line in {_said(self.ledger.path)}."
+            )
         folder = self.folder(name, lr, seed) / "evaluation"
         shutil.rmtree(folder, ignore_errors=True)
         if variant.edits:
@@ -146,6 +156,19 @@ class Study:
     def folder(self, name: str, lr: float, seed: int) -> Path:
         """Where a run keeps its checkpoints and logs."""
         return OUTPUTS / self.name / name / f"lr{lr:g}-seed{seed}"
+
+
+def different(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
+    """What decides a training and has another value now, as dotted keys; what there was not then is left out."""
+    found = []
+    for name in old if key else [name for name in old if name in _DECIDING]:
+        path = f"{key}.{name}" if key else name
+        before, now = old[name], new.get(name)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            found += different(before, now, path)
+        elif before != now and path not in _FREE:
+            found.append(path)
+    return found
 
 
 def chosen(lr: float, seed: int) -> tuple[str, str]:

@@ -41,10 +41,15 @@ class Variant:
 
 def model_config(experiment: str, overrides: Sequence[str]) -> ModelConfig:
     """The model that ``train.py experiment=... OVERRIDES`` composes."""
+    return from_node(composed(experiment, overrides)["model"], "model", ModelConfig)  # type: ignore[type-abstract]
+
+
+def composed(experiment: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """All that ``train.py experiment=... OVERRIDES`` composes."""
     with _COMPOSING, initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"experiment={experiment}", "name=study", *overrides])
-    model: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
-    return from_node(model, "model", ModelConfig)  # type: ignore[type-abstract]
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return plain
 
 
 def num_parameters(model: ModelConfig) -> int:

@@ -17,16 +17,15 @@ from rich.console import Console
 
 from experiments.language.ledger import Ledger, Record
 from experiments.language.study import OUTPUTS, cpu
-from experiments.state.report import draw, table
+from experiments.state.report import draw, table, trained
 from experiments.state.subjects import SUBJECTS
-from experiments.state.trial import FAR, TEST, Plan, trial
+from experiments.state.trial import FAR, STEPS, TEST, Plan, trial
 from hfa.errors import HFAError
 from hfa.training.allocator import keep_freed_memory
 from hfa.training.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 LRS = (2e-3, 4e-3, 8e-3)
-STEPS = 400  # of 4,096 tokens
 console = Console(highlight=False)
 
 
@@ -97,13 +96,9 @@ def made(ledger: Ledger, name: str, floats: int, asked: argparse.Namespace, lr: 
 
 
 def best(ledger: Ledger, name: str, floats: int, asked: argparse.Namespace) -> float:
-    """The learning rate at which the first seed was most accurate over what it was trained on."""
-
-    def score(record: Record) -> float:
-        return sum(record["accuracy"][str(setting)] for setting in Plan(steps=1, lr=1, seed=0).train)
-
+    """The learning rate at which the first seed did best on what it was trained on."""
     records: list[dict[str, Any]] = [made(ledger, name, floats, asked, lr, asked.seeds[0]) for lr in asked.lrs]
-    return float(max(records, key=score)["lr"])
+    return float(max(records, key=trained)["lr"])
 
 
 if __name__ == "__main__":

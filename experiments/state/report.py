@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from pathlib import Path
 
 from experiments.language.ledger import Ledger, Record
@@ -77,22 +78,28 @@ def _hardness(setting: str) -> tuple[bool, int, int]:
 
 
 def at_best(ledger: Ledger) -> dict[tuple[str, int], list[Record]]:
-    """The newest trials of each model and state, at the learning rate of most seeds, by seed."""
+    """The newest trials of each model and state, at the learning rate of most seeds, by seed.
+
+    All are of equally many steps, those that most trials there took.
+    """
+    trials = list(ledger.read("training"))
+    steps = Counter(one.get("steps") for one in trials).most_common(1)
     groups: dict[tuple[str, int], dict[float, dict[int, Record]]] = {}
-    for one in ledger.read("training"):
-        groups.setdefault((one["variant"], one["floats"]), {}).setdefault(one["lr"], {})[one["seed"]] = one
+    for one in trials:
+        if one.get("steps") == steps[0][0]:
+            groups.setdefault((one["variant"], one["floats"]), {}).setdefault(one["lr"], {})[one["seed"]] = one
     chosen = {}
     order = list(SUBJECTS)
     for key, rates in sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])):
-        first = min(next(iter(rates.values())))  # the seed that all rates were tried with
-        fitting = max(rates.values(), key=lambda by_seed: (len(by_seed), trained(by_seed[first])))
+        fitting = max(rates.values(), key=lambda by_seed: (len(by_seed), trained(by_seed[min(by_seed)])))
         chosen[key] = [fitting[seed] for seed in sorted(fitting)]
     return chosen
 
 
-def trained(record: Record) -> float:
-    """Accuracy over the settings of the training, summed."""
-    return float(sum(record["accuracy"][key] for key in ("64/4", "128/8", "256/16", "256/32", _HARDEST)))
+def trained(record: Record) -> tuple[float, float]:
+    """Accuracy over the settings of the training, summed, and where that is alike the loss, the less the better."""
+    right = float(sum(record["accuracy"][key] for key in ("64/4", "128/8", "256/16", "256/32", _HARDEST)))
+    return right, -float(record.get("loss", 0.0))
 
 
 def percent(values: list[float]) -> str:

@@ -75,6 +75,12 @@ class DataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Item]:
         examples = EveryPart(self.source, "val", self.settings.val_examples)
+        assert self.trainer is not None
+        if len(examples) < (processes := self.trainer.world_size):
+            raise DataError(
+                f"There are {len(examples)} examples to validate on, fewer than the {processes} processes; "
+                "raise loader.val_examples or give it more text."
+            )
         return self._loader(examples, 0, len(examples))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

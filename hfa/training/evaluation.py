@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hfa import checkpoint
 from hfa.data.loader import Item, collate
-from hfa.errors import ConfigError
+from hfa.errors import ConfigError, DataError
 from hfa.metrics.bits import BitsPerByte, LossByPosition
 from hfa.metrics.group import is_right, right_nats
 from hfa.metrics.plot import plot_loss, plot_overview, plot_recall
@@ -229,6 +229,10 @@ def evaluate_model(
         model.train(training)
         if packs:
             model.unpack()
+    if not found.bits and not found.recall.tasks():
+        raise DataError(
+            f"{source.name}: no {split} document is as long as {min(lengths)} tokens; measure shorter ones."
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from hfa.training.meter import LossAverage, Meter, Scored
 from hfa.training.optimizer import OptimizerConfig
 from hfa.training.scheduler import SchedulerConfig
 from hfa.types import IGNORE, NOWHERE, Batch
+
+log = logging.getLogger(__name__)
 
 
 class LMModule(L.LightningModule):
@@ -127,7 +130,9 @@ class LMModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, _: int) -> None:
         if self._resumed:  # as late as can be, so that nothing draws a number in between
-            randomness.restore(self._resumed["random"][self.global_rank])
+            states = self._resumed["random"]
+            if self.global_rank < len(states):
+                randomness.restore(states[self.global_rank])
             if self.global_rank == 0:
                 self.meter("train").sums.copy_(self._resumed["window"])
             self._resumed = {}
@@ -143,6 +148,8 @@ class LMModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["hfa"]
+        if (before := len(self._resumed["random"])) != (now := self.trainer.world_size):
+            log.warning("Going on with %d processes after %d: a step has as many times the examples", now, before)
         self.examples_seen, self.tokens_seen = self._resumed["examples_seen"], self._resumed["tokens_seen"]
 
     def configure_gradient_clipping(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,9 +28,14 @@ def recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     ``running`` to ``finished``, ``interrupted`` or ``failed``, and stays ``running`` after a SIGKILL.
 
     Raises:
-        ConfigError: `run_dir` holds the checkpoints of a run already.
+        ConfigError: `run_dir` holds the checkpoints of a run already, or another process is making one there.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    with _claimed(run_dir):
+        yield from _recorded(run_dir, cfg)
+
+
+def _recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if (run_dir / "checkpoints").exists() and not rank():
         expected = "a directory without checkpoints of another run"
         raise ConfigError("hydra.run.dir", str(run_dir), expected, "name another one, or delete it")
@@ -65,6 +71,23 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is torn; remove it, and nothing is compared with it.")
     return config
+
+
+@contextmanager
+def _claimed(run_dir: Path) -> Iterator[None]:
+    """Keep other runs out of a directory, for as long as this process lives; its own other ranks may come in."""
+    if rank():
+        yield
+        return
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            expected = "a directory of this run alone, and another one is being made there"
+            raise ConfigError("hydra.run.dir", str(run_dir), expected, "name another one") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 @rank_zero_only

@@ -20,6 +20,7 @@ from hfa.training.scheduler import SchedulerConfig
 from hfa.training.trainer import TrainerConfig
 
 _S = TypeVar("_S", bound="Settings")
+_MAX_SEED = 2**31 - 1  # numpy's generators take some more
 
 
 @config
@@ -51,6 +52,10 @@ class Settings(Config):
     trainer: TrainerConfig
     logger: dict[str, LoggerConfig]
     evaluate: EvaluateConfig
+
+    def check(self) -> None:
+        if self.seed > _MAX_SEED:
+            raise ConfigError("seed", self.seed, f"at most {_MAX_SEED}")
 
     @property
     def cache(self) -> Path:

@@ -36,7 +36,7 @@ class SweepTable:
     """
 
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
-        if config.hydra.mode.name != "MULTIRUN":
+        if config.hydra.mode.name != "MULTIRUN" or _rank():
             return
         said = ""
         if job_return.status.name == "FAILED":
@@ -56,6 +56,8 @@ class SweepTable:
         (Path(config.hydra.runtime.output_dir) / _JOB).write_text(json.dumps(note, indent=2), encoding="utf-8")
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
+        if _rank():
+            return  # a further process of a distributed job goes through the sweep as well
         sweep_dir = Path(config.hydra.sweep.dir)
         checkpoints = config.callbacks.get("checkpoints")
         jobs = read_jobs(sweep_dir)
@@ -139,7 +141,9 @@ def metric_columns(jobs: Sequence[Job]) -> list[str]:
 
 def best_job(jobs: Sequence[Job], monitor: str | None) -> Job | None:
     """The job with the lowest monitored loss, or the highest recall."""
-    there = [job for job in jobs if monitor in job.metrics and job.status == "finished"]
+    there = [
+        job for job in jobs if job.status == "finished" and not math.isnan(job.metrics.get(monitor or "", math.nan))
+    ]
     sign = -1 if monitor and "recall" in monitor else 1
     return min(there, key=lambda job: sign * job.metrics[monitor or ""], default=None)
 
@@ -171,6 +175,12 @@ def draw_curves(jobs: Sequence[Job], path: Path, varied: Sequence[str], monitor:
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, format="png")
     return path
+
+
+def _rank() -> int:
+    from hfa.training.trainer import rank
+
+    return rank()
 
 
 def _worst(sweeper: Any) -> float:

@@ -223,3 +223,21 @@ def test_two_processes_train_one_model(tmp_path: Path, command: list[str]) -> No
     assert (code, err) == (0, ""), out
     assert rows(tmp_path / "ddp")[-2]["tokens"] == 3 * 2 * 4 * 256
     assert checkpoint.load(tmp_path / "ddp" / "checkpoints" / "best").provenance["step"] == 3
+
+
+def test_a_run_goes_on_with_more_processes(tmp_path: Path, command: list[str]) -> None:
+    common = [*command, "scheduler=constant", "trainer.val_check_interval=2"]
+    assert run(tmp_path, *common, "trainer.max_steps=2", "hydra.run.dir=one")[0] == 0
+    two = ["trainer.strategy=ddp", "trainer.devices=2", "trainer.max_steps=4", "resume=one"]
+    code, out, err = run(tmp_path, *common, *two, "hydra.run.dir=two")
+    assert code == 0, err
+    assert "2 processes after 1" in out + err
+    assert checkpoint.load(tmp_path / "two" / "checkpoints" / "last").provenance["step"] == 4
+
+
+def test_every_process_needs_something_to_validate_on(tmp_path: Path, command: list[str]) -> None:
+    """Else nothing is ever validated, and no checkpoint kept."""
+    two = ["trainer.strategy=ddp", "trainer.devices=2", "loader.val_examples=1", "data=stdlib", "trainer.max_steps=2"]
+    code, _, err = run(tmp_path, *command, *two)
+    assert code == 2, err
+    assert "fewer than the 2 processes; raise loader.val_examples" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -49,10 +50,11 @@ class Checkpoints(L.Callback):
         self._step = self._saved = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "monitor": self._settings.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        same = state_dict.get("monitor", self._settings.monitor) == self._settings.monitor
+        self.best = state_dict["best"] if same else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = self._saved = trainer.global_step
@@ -83,7 +85,7 @@ class Checkpoints(L.Callback):
 
     def _improved(self, value: float) -> bool:
         sign = 1 if self._settings.mode == "min" else -1
-        if self.best is not None and not sign * value < sign * self.best:
+        if math.isnan(value) or (self.best is not None and not sign * value < sign * self.best):
             return False
         self.best = value
         return True

@@ -208,6 +208,24 @@ def test_recall_by_state_is_the_mean_over_seeds_at_the_best_rate(recorded: Calla
     assert row[1:5] == ["8,192", "0.004", "2", "87.5 (lowest 75.0)"]
 
 
+def test_trials_of_other_lengths_and_rates_without_a_common_seed_are_no_reason_to_fail(
+    recorded: Callable[..., None],
+) -> None:
+    trained_on = ("64/4", "128/8", "256/16", "256/32", "256/64")
+    lines = [
+        {"kind": "training", "variant": "simplemind", "floats": 8192, "lr": lr, "seed": seed, "steps": steps}
+        | {"loss": loss, "accuracy": dict.fromkeys(trained_on, right)}
+        for lr, seed, steps, loss, right in (
+            (0.002, 1, 400, 0.5, 1.0),
+            (0.004, 0, 400, 0.1, 1.0),
+            (0.008, 0, 2000, 0.0, 1.0),
+        )
+    ]
+    recorded(trained._STATE, lines)
+    [row] = trained.state().rows
+    assert row[1:5] == ["8,192", "0.004", "1", "100.0"], "alike in what is right, and its loss is lower"
+
+
 def test_a_study_without_results_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(trained, "REPO", tmp_path)
     for table in (trained.retention(), trained.language(), trained.ruler(), trained.state()):

@@ -17,10 +17,11 @@ from experiments.language import __main__ as language
 from experiments.language import baseline
 from experiments.language.command import follow, parse
 from experiments.language.ledger import Ledger
-from experiments.language.report import _style, draw, table, written
-from experiments.language.study import MONITOR, Study, chosen, edited, samples
+from experiments.language.report import _style, draw, spread, table, written
+from experiments.language.study import MONITOR, Study, chosen, different, edited, samples
 from experiments.language.variant import Variant
 from experiments.ruler import __main__ as ruler
+from hfa.errors import HFAError
 from hfa.metrics.bits import LossByPosition
 
 LENGTHS = (64, 128)
@@ -78,6 +79,30 @@ def test_parameters_are_equal(main: Any, tmp_path: Path) -> None:
 def test_sweep_goes_on_until_the_best_is_inside(study: Study) -> None:
     assert study.sweep("plain", [0.002, 0.004, 0.008], seed=0)["lr"] == 0.016
     assert [run["lr"] for run in study.ledger.read("training")] == [0.002, 0.004, 0.008, 0.016, 0.032]
+
+
+def test_a_run_of_other_settings_is_made_anew() -> None:
+    """What a configuration did not have at that time is no difference, nor is where it ran and what it showed."""
+    old = {"model": {"d_model": 8, "conv_width": 4}, "trainer": {"max_steps": 5, "threads": 1}, "callbacks": {"a": 1}}
+    new = {"model": {"d_model": 8, "conv_width": 1, "fresh": 2}, "trainer": {"max_steps": 5, "threads": 2}}
+    assert different(old, new) == ["model.conv_width"]
+
+
+def test_a_seed_that_diverged_is_said() -> None:
+    assert spread([1.0, 1.1, float("inf")]) == "1.0500 ± 0.0707, 1 diverged"
+
+
+def test_weights_that_are_not_here_are_one_sentence(tmp_path: Path) -> None:
+    variants = {"plain": Variant(title="Plain", overrides=("model=transformer",))}
+    study = Study(
+        name="nowhere",
+        experiment="language",
+        parameters=10**6,
+        variants=variants,
+        ledger=Ledger(tmp_path / "runs.jsonl"),
+    )
+    with pytest.raises(HFAError, match="the weights of this run are not here"):
+        study.evaluate("plain", 0.001, 0)
 
 
 def test_a_single_rate_is_taken_as_it_is(study: Study) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as L
@@ -18,7 +19,9 @@ from hfa import checkpoint
 from hfa.errors import CheckpointError, ConfigError
 from hfa.training import callbacks, train
 from hfa.training.callbacks import Interrupted
+from hfa.training.callbacks.checkpoints import Checkpoints, CheckpointsConfig
 from hfa.training.loggers import read_metrics
+from hfa.training.record import recorded
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -156,6 +159,36 @@ def test_what_cannot_be_resumed(composed: Compose, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"last.ckpt is torn"):
         train(composed(f"resume={torn}"), tmp_path / "e")
     assert json.loads((tmp_path / "e" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_run_directory_is_one_process_s(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed()
+    with recorded(tmp_path, cfg):
+        before = (tmp_path / "run.json").read_text()
+        with pytest.raises(ConfigError, match="another one is being made there"):
+            train(composed("seed=1"), tmp_path)
+        assert (tmp_path / "run.json").read_text() == before
+    with recorded(tmp_path, cfg):
+        pass
+
+
+def checkpoints(run_dir: Path, monitor: str = "val/loss", mode: str = "min") -> Checkpoints:
+    settings = CheckpointsConfig(monitor=monitor, mode=mode, every_n_steps=1)
+    return Checkpoints(settings, SimpleNamespace(run_dir=run_dir))
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    kept = checkpoints(tmp_path)
+    assert [kept._improved(value) for value in (float("nan"), 3.0, float("nan"), 2.0, 2.5)] == [
+        False, True, False, True, False
+    ]  # fmt: skip
+
+
+def test_a_best_value_is_of_its_monitor(tmp_path: Path) -> None:
+    loss, recall = checkpoints(tmp_path), checkpoints(tmp_path, "val/recall/needle", "max")
+    loss._improved(2.3)
+    recall.load_state_dict(loss.state_dict())
+    assert recall._improved(0.5)
 
 
 def test_a_run_directory_holds_one_run(composed: Compose, tmp_path: Path) -> None:

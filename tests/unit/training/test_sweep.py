@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from hfa.errors import ConfigError
@@ -116,6 +117,19 @@ def test_the_best_job(sweep_dir: Path) -> None:
     assert best_job(jobs, "val/loss") is jobs[1]
     assert best_job(jobs, "val/recall/needle") is jobs[1]
     assert best_job(jobs, None) is None
+
+
+def test_a_job_that_diverged_is_not_the_best(sweep_dir: Path) -> None:
+    jobs = read_jobs(sweep_dir)[:2]
+    assert all(job.status == "finished" for job in jobs)
+    diverged = jobs[0]._replace(metrics={"val/loss": float("nan")})
+    assert best_job([diverged, jobs[1]], "val/loss") is jobs[1]
+
+
+def test_a_further_process_writes_no_table(sweep_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    SweepTable().on_multirun_end(config(sweep_dir, 0))
+    assert not (sweep_dir / "sweep.csv").exists()
 
 
 def test_single_runs_are_left_alone(tmp_path: Path) -> None:
