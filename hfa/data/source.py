@@ -37,6 +37,13 @@ class SourceConfig(Config, abc.ABC):
         return iter(())
 
 
-def generator(seed: int, split: Split, index: int) -> np.random.Generator:
-    """The random numbers of one example: the same for the same arguments, unrelated for others."""
-    return np.random.default_rng([seed, SPLITS.index(split), index])
+def generator(seed: int, split: Split, index: int, *purpose: int) -> np.random.Generator:
+    """The random numbers of one example: the same for the same arguments, unrelated for others.
+
+    Args:
+        seed: of the source.
+        split: of the example.
+        index: of the example.
+        purpose: numbers that tell apart what is drawn twice for one example.
+    """
+    return np.random.default_rng([seed, SPLITS.index(split), index, *purpose])

@@ -30,7 +30,7 @@ def run(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -> 
 
     modes = {"evaluate": evaluate, "audit": explain}
     metrics = modes[cfg["mode"]](cfg, run_dir) if cfg["mode"] in modes else train(cfg, run_dir, interactive=interactive)
-    checkpoints = cfg["callbacks"].get("checkpoints")
+    checkpoints = (cfg.get("callbacks") or {}).get("checkpoints")
     return metrics.get(checkpoints["monitor"]) if checkpoints else None
 
 

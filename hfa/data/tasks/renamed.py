@@ -14,6 +14,8 @@ from hfa.data.tasks.noise import NoisyConfig
 from hfa.errors import ConfigError
 from hfa.types import Example, Source, Split, Tokenizer
 
+_NAMES = 1  # drawn apart from what the task itself draws
+
 
 @config
 class RenamedConfig(SourceConfig):
@@ -58,7 +60,7 @@ class Renamed:
 
     def example(self, index: int, split: Split) -> Example:
         few, half = self._settings.source, self.vocab_size // 2
-        rng = generator(self._settings.seed, split, index)
+        rng = generator(self._settings.seed, split, index, _NAMES)
         keys = 1 + rng.choice(half - 1, few.num_keys, replace=False)
         others = half + rng.choice(self.vocab_size - half, few.vocab_size - few.first_value, replace=False)
         names = np.concatenate([[0], keys, others])

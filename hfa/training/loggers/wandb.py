@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,7 @@ class WandbConfig(LoggerConfig):
             entity=self.entity,
             group=self.group,
             tags=list(self.tags),
-            name=f"{run.name}/{run.run_dir.name}",
+            name="/".join((run.name, *_distinct(run.run_dir))),
             dir=run.run_dir,
             config=dict(run.cfg),
             mode=mode,
@@ -111,7 +112,8 @@ class Wandb(WandbLogger):
             return
         run, self._run = self._run, None
         folder, offline = Path(run.dir).parent, run.offline
-        sent = self._attempt(run.finish)
+        failed = sys.exc_info()[0] is not None  # this is on the way out of a run that ends early
+        sent = self._attempt(lambda: run.finish(exit_code=1 if failed else 0))
         if offline or not sent or self._broken:
             log.info("wandb: send this run with `wandb sync %s`", folder)
 
@@ -126,6 +128,11 @@ class Wandb(WandbLogger):
             self._broken = True
             return False
         return True
+
+
+def _distinct(run_dir: Path) -> tuple[str, ...]:
+    """The folder's name; of a sweep's job, which is a number, that of the sweep as well."""
+    return (run_dir.parent.name, run_dir.name) if run_dir.name.isdigit() else (run_dir.name,)
 
 
 def has_credentials() -> bool:

@@ -15,7 +15,7 @@ import wandb
 
 from hfa.errors import CheckpointError
 from hfa.metrics.recall import Cell
-from hfa.training import evaluate, train
+from hfa.training import LMModule, evaluate, train
 from hfa.training.loggers import read_metrics
 from hfa.training.loggers.wandb import download, run_id
 
@@ -109,6 +109,32 @@ def test_without_credentials_a_run_is_offline_and_complete(
         assert part in logged, part
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     assert "wandb" not in capfd.readouterr().err  # nothing but what is said above
+
+
+def test_a_run_that_fails_is_told_apart_and_a_job_has_the_name_of_its_sweep(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+    start, finish = wandb.init, wandb.Run.finish
+
+    def init(**options: Any) -> Any:
+        told["name"] = options["name"]
+        return start(**options)
+
+    def end(run: Any, exit_code: int | None = None, **rest: Any) -> None:
+        told["exit_code"] = exit_code
+        finish(run, exit_code, **rest)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb.Run, "finish", end)
+    cfg = composed("logger=wandb", "name=sweeping")
+    with monkeypatch.context() as patch:
+        patch.setattr(LMModule, "training_step", lambda *_: (_ for _ in ()).throw(RuntimeError("boom")))
+        with pytest.raises(RuntimeError, match="boom"):
+            train(cfg, tmp_path / "2026-11-26" / "0")
+    assert told == {"name": "sweeping/2026-11-26/0", "exit_code": 1}
+    train(cfg, tmp_path / "alone")
+    assert told == {"name": "sweeping/alone", "exit_code": 0}
 
 
 def test_an_evaluation_leaves_its_table_and_its_pictures(composed: Compose, tmp_path: Path) -> None:
