@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -54,6 +54,14 @@ class Session:
     def rows(self) -> list[Row]:
         """All states it keeps."""
         return [*self.marks.values(), *([self.row] if self.row else [])]
+
+
+class Moved(NamedTuple):
+    """A session on its way to an engine of other weights: without a state, which is of the weights."""
+
+    name: str
+    tokens: list[int]
+    owner: str
 
 
 class Exported(NamedTuple):
@@ -108,6 +116,8 @@ class Sessions:
         self._pool, self._prefixes, self._limit, self._budget = pool, prefixes, limit, budget_bytes
         self._origin, self._reclaim = origin, reclaim
         self._sessions: dict[str, Session] = {}
+        self._leaving = False  # all go to another engine
+        self._awaited: Set[str] = frozenset()  # names of those that will come from another engine
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -135,6 +145,8 @@ class Sessions:
     def get(self, name: str, owner: str | None = None) -> Session:
         """Raises RequestError 404 for a session that is not there, or not that owner's, which nobody else learns."""
         session = self._sessions.get(name)
+        if session is None and (self._leaving or name in self._awaited):
+            raise RequestError(503, "The weights are being replaced by newer ones; try again.")
         if session is None or owner not in (None, session.owner):
             raise RequestError(404, f"session: got {name[:40]!r}, which is not here; it may have been dropped.")
         return session
@@ -254,6 +266,20 @@ class Sessions:
         session = self._begun(tokens.tolist(), owner, row)
         session.imported = True
         return session
+
+    def leave(self) -> tuple[list[Moved], Set[str]]:
+        """Give up the idle sessions, the longest unused first, for another engine; and the names of the busy ones."""
+        self._leaving = True
+        idle = sorted((one for one in self._sessions.values() if not one.busy), key=lambda one: one.used)
+        for session in idle:
+            self.delete(session.name)
+        return [Moved(one.name, one.tokens, one.owner) for one in idle], set(self._sessions)
+
+    def arrive(self, moved: Iterable[Moved], awaited: Set[str]) -> None:
+        """Take up sessions that another engine gave up, of which `awaited` will still come."""
+        for name, tokens, owner in moved:
+            self._sessions[name] = Session(name, tokens, owner, used=self._prefixes.tick())
+        self._awaited = awaited
 
     def evict(self) -> bool:
         """Drop the states of the idle session unused for longest; whether there were any."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from hfa import checkpoint
-from hfa.errors import CheckpointError, ConfigError, HFAError
+from hfa.errors import CheckpointError, ConfigError, HFAError, RequestError
 from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling
+from hfa.inference.session import Sessions
 from hfa.serving.memory import give_back
 from hfa.serving.service import Served, Service
 
 log = logging.getLogger(__name__)
 
 _NEWEST = ("latest", "best")
+_MOVE_S = 0.1  # between two looks for sessions that are busy no longer
 _JOIN_S = 5.0  # what a look that is under way gets to end, after the drain
 
 
@@ -150,12 +153,30 @@ class Watcher:
         if self._stopping.is_set():
             fresh.engine.close()
             return
+        old = self._service.models.get(name)
+        same = old is not None and old.tokenizer.fingerprint() == fresh.tokenizer.fingerprint()
+        if old is not None and same:
+            _move_sessions(old.engine, fresh.engine)
         self._old = self._service.swap(name, fresh)
         log.info("%s: new requests go to the weights from %s", name, fresh.path)
         if self._old is not None:
-            self._old.engine.close(self._drain_s)
+            until = time.monotonic() + self._drain_s
+            while same and _move_sessions(self._old.engine, fresh.engine) and time.monotonic() < until:
+                if self._stopping.wait(_MOVE_S):
+                    break
+            self._old.engine.close(max(0.0, until - time.monotonic()))
         self._old = None
         give_back()
+
+
+def _move_sessions(old: Engine, fresh: Engine) -> int:
+    """Let the idle sessions of an engine go on in another, from their tokens; how many are busy and will follow."""
+    try:
+        moved, awaited = old.call(Sessions.leave).result()
+        fresh.call(lambda sessions: sessions.arrive(moved, awaited)).result()
+    except RequestError:  # one of them is closing
+        return 0
+    return len(awaited)
 
 
 def _warm_up(engine: Engine, name: str) -> None:

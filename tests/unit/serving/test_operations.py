@@ -18,6 +18,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -89,6 +90,38 @@ def test_weights_are_swapped_without_dropping_a_request(start, tiny, tmp_path):
     assert len(answers) == 2, "the answers of two versions, and no mixture"
     record = HTTP.get(running.url + "/statistics").json()["architectures"]["hfa"]
     assert record["requests"] == record["succeeded"] == answers.total()
+
+
+def test_sessions_go_on_with_newer_weights(start, tiny, tmp_path):
+    """From their tokens: those that are idle at once, and one that is answering when it has answered."""
+    folder = tmp_path / "outputs" / "hfa" / "checkpoints" / "last"
+
+    def deploy(**sizes: int) -> None:
+        checkpoint.save(folder, model=tiny("hfa", **sizes), tokenizer=ByteTokenizer(), provenance={})
+
+    deploy()
+    running = start(f"checkpoint_root={tmp_path / 'outputs'}", "models=[hfa]", "watch_s=0.05", "server.rate_per_s=1e6")
+    auth = BittensorAuth(running.validator, running.hotkey)
+    with httpx.Client(base_url=running.url, auth=auth, trust_env=False, timeout=60) as http:
+        idle, busy = (http.post("/v1/sessions", json={"model": "hfa"}).json()["id"] for _ in range(2))
+
+        def say(one: str, prompt: str, **more: Any) -> httpx.Response:
+            return http.post(f"/v1/sessions/{one}/generate", json={"prompt": prompt, "max_tokens": 2, **more})
+
+        assert say(idle, "Once upon").status_code == 200
+        before = http.get(f"/v1/sessions/{idle}").json()["position"]
+        engine = running.miner.models["hfa"].engine
+        with ThreadPoolExecutor() as pool:
+            answering = pool.submit(say, busy, "Once upon", max_tokens=2000)
+            until(lambda: engine.load().running)
+            deploy(d_ff=48)
+            until(lambda: running.miner.models["hfa"].engine is not engine)
+            there = http.get(f"/v1/sessions/{idle}").json()
+            assert (there["position"], there["ready"]) == (before, 0), "the state was of the old weights"
+            assert say(idle, " a time").json()["usage"]["cached_tokens"] == 0
+            assert answering.result(60).status_code == 200
+        until(lambda: http.get(f"/v1/sessions/{busy}").status_code == 200)
+        assert say(busy, " a time").json()["context_length"] == 9 + 2000 + 7 + 2
 
 
 def test_an_artifact_that_no_engine_takes_does_not_end_the_watch(start, tiny, tmp_path, caplog):
