@@ -235,9 +235,9 @@ def test_a_run_goes_on_with_more_processes(tmp_path: Path, command: list[str]) -
     assert checkpoint.load(tmp_path / "two" / "checkpoints" / "last").provenance["step"] == 4
 
 
-def test_every_process_needs_something_to_validate_on(tmp_path: Path, command: list[str]) -> None:
+def test_every_process_needs_something_to_validate_on(tmp_path: Path, texts: Path) -> None:
     """Else nothing is ever validated, and no checkpoint kept."""
-    two = ["trainer.strategy=ddp", "trainer.devices=2", "loader.val_examples=1", "data=stdlib", "trainer.max_steps=2"]
-    code, _, err = run(tmp_path, *command, *two)
+    text = ["experiment=smoke", "data=text", f"data.paths=[{texts}]", f"cache_dir={tmp_path}", "loader.val_examples=1"]
+    code, _, err = run(tmp_path, *text, "trainer.strategy=ddp", "trainer.devices=2", "trainer.max_steps=2")
     assert code == 2, err
     assert "fewer than the 2 processes; raise loader.val_examples" in err
