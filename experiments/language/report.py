@@ -93,7 +93,7 @@ def draw(study: Study, path: Path) -> Path:
     sweep.set(
         xlabel="learning rate, thousandths", ylabel="validation, bits per byte (less is better)", title="Learning rate"
     )
-    seeds.set_xticks(range(len(names)), [study.variants[name].title for name in names], rotation=20, ha="right")
+    seeds.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     seeds.set(ylabel="test, bits per byte, at the training's length", title="Seeds, and their mean")
     position.set_xscale("log", base=2)
     position.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}K" if value >= 1024 else f"{value:g}")
@@ -106,8 +106,9 @@ def draw(study: Study, path: Path) -> Path:
         position.annotate(" trained on", (length, position.get_ylim()[0]), color="0.4", fontsize=8, va="bottom")
     for axes in (sweep, seeds, position):
         axes.grid(alpha=0.3)
-    if names:
-        position.legend(frameon=False, fontsize=8)
+    if position.lines:
+        handles, labels = position.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
