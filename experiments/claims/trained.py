@@ -22,7 +22,7 @@ _RETENTION = "experiments/retention/results/cells.jsonl"
 _LANGUAGE = "experiments/language/results/runs.jsonl"
 _RULER = "experiments/ruler/results/runs.jsonl"
 _STATE = "experiments/state/results/trials.jsonl"
-_MISSING = "-"  # a task that has no room in a length
+_MISSING = "-"  # not measured at this length
 
 
 def retention() -> Table:

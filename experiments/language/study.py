@@ -134,6 +134,7 @@ class Study:
         )
         measured = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         training = measured.pop("training")
+        measured.pop("retention", None)  # `recall_by_depth`, cell by cell
         record = {"trained_commit": training.get("commit"), "variant": name, "overrides": overrides, "seconds": seconds}
         self.ledger.append(
             {"kind": "evaluation", "study": self.name, "lr": lr, "cpu": cpu(), **measured, **record, "seed": seed}
