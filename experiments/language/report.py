@@ -44,7 +44,7 @@ def table(study: Study) -> str:
     lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
     for name, variant in study.variants.items():
         runs, measured = at_best(study, name)
-        if not runs:
+        if not runs or (variant.edits and not measured):
             continue
         by_length = [bits(measured, length) for length in lengths]
         cells = [

@@ -110,7 +110,8 @@ class Study:
         """Measure a trained variant on the test documents, or find that it was done before."""
         variant, trained = self.variants[name], self.trained(name)
         edits = [f"{key}={value}" for key, value in variant.edits.items()]
-        overrides = [*self.overrides(name), *chosen(lr, seed), *edits, *self.evaluation]
+        evaluation = (*self.evaluation, *variant.evaluation)
+        overrides = [*self.overrides(name), *chosen(lr, seed), *edits, *evaluation]
         if done := self.ledger.find("evaluation", name, overrides):
             return done
         artifact = self.folder(trained, lr, seed) / "checkpoints" / "last"
@@ -130,7 +131,7 @@ class Study:
             f"checkpoint={_said(artifact)}",
             f"seed={seed}",
             f"hydra.run.dir={_said(folder)}",
-            *self.evaluation,
+            *evaluation,
         )
         measured = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         training = measured.pop("training")

@@ -31,12 +31,14 @@ class Variant:
         overrides: of ``train.py``, beyond the experiment.
         trained_as: another variant, whose checkpoints this one measures; None for its own.
         edits: of the checkpoint's model configuration, before it is measured.
+        evaluation: overrides of ``mode=evaluate``, beyond the experiment.
     """
 
     title: str
     overrides: tuple[str, ...] = ()
     trained_as: str | None = None
     edits: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: tuple[str, ...] = ()
 
 
 def model_config(experiment: str, overrides: Sequence[str]) -> ModelConfig:

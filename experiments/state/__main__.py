@@ -19,13 +19,14 @@ from experiments.language.ledger import Ledger, Record
 from experiments.language.study import OUTPUTS, cpu
 from experiments.state.report import draw, table, trained
 from experiments.state.subjects import SUBJECTS
-from experiments.state.trial import FAR, STEPS, TEST, Plan, trial
+from experiments.state.trial import FAR, TEST, Plan, trial
 from hfa.errors import HFAError
 from hfa.training.allocator import keep_freed_memory
 from hfa.training.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 LRS = (2e-3, 4e-3, 8e-3)
+STEPS = 400  # of 4,096 tokens
 console = Console(highlight=False)
 
 

@@ -52,7 +52,6 @@ BATCH_TOKENS = 4096
 LEARNT = 0.01  # of the answers in one setting of the training, or a model is not tested beyond them
 DATA_SEED = 7
 REPORT_STEPS = 50
-STEPS = 400  # of a training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,6 @@ class Load(NamedTuple):
     state_bytes: int  # of running requests
     budget_bytes: int
     swapped_bytes: int  # of requests that are set aside
-    session_bytes: int  # of sessions that wait, beside their pages
     device: str
 
     @property
@@ -207,6 +206,11 @@ class Engine:
         """Bytes that the state of one request takes at `seq_len` tokens."""
         pool = self._pool
         return pool.row_bytes + self._scheduler.limits.pages(seq_len) * pool.page_bytes
+
+    def session_bytes(self) -> int:
+        """Bytes that the states of all sessions have beside their pages."""
+        with self._changed:
+            return self._sessions.num_bytes
 
     def submit(self, request: GenerationRequest, session: str | None = None) -> Generation:
         """Queue a request; its events come from the result.
@@ -298,7 +302,6 @@ class Engine:
                 state_bytes=scheduler.num_active * pool.row_bytes + pages.num_held * pool.page_bytes,
                 budget_bytes=limits.max_concurrent * pool.row_bytes + pages.num_pages * pool.page_bytes,
                 swapped_bytes=self._swapped,
-                session_bytes=self._sessions.num_bytes,
                 device=str(self._runner.device),
             )
 

@@ -165,6 +165,7 @@ class Watcher:
                 if self._stopping.wait(_MOVE_S):
                     break
             self._old.engine.close(max(0.0, until - time.monotonic()))
+            fresh.engine.call(lambda sessions: sessions.arrive((), frozenset()))  # who has not come will not come
         self._old = None
         give_back()
 

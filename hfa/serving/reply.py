@@ -155,7 +155,6 @@ class Reply:
             finish_reason=self._reason(end),
             usage=Usage(prompt_tokens=prompt, completion_tokens=count, cached_tokens=end.cached_tokens),
             cache_miss=end.miss,
-            logprobs=None,
             context_length=end.prompt_tokens + count,
             seed=self._request.sampling.seed,
             timings=Timings(

@@ -29,7 +29,8 @@ class Sent(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, data: Any) -> Any:
-        if isinstance(data, dict) and (name := next((key for key in data if key not in cls.model_fields), None)):
+        unknown = (key for key in data if key not in cls.model_fields) if isinstance(data, dict) else ()
+        if (name := next(iter(unknown), None)) is not None:
             raise PydanticCustomError(_UNKNOWN, "{name}", {"name": name[:64]})
         return data
 
@@ -119,16 +120,21 @@ class Summary(BaseModel):
     context_length: int = Field(description="Tokens the model held at the end, prompt and answer together.")
     seed: int = Field(description="Send it again for the same text.")
     timings: Timings
+
+
+class Report(Summary):
+    """All there is to say about an answer besides its text."""
+
     logprobs: list[TokenLogprob] | None = Field(description="Of each token of the answer, where they were asked for.")
 
 
-class Answer(Summary):
+class Answer(Report):
     """The text that continues the prompt."""
 
     text: str
 
 
-class Done(Summary):
+class Done(Report):
     """The last event of a stream."""
 
     done: Literal[True] = True
@@ -221,11 +227,11 @@ def parse_as(schema: type[B], body: bytes) -> B:
     if problem["type"] == "json_invalid":
         raise RequestError(400, f"The body is not JSON ({problem['msg'].removeprefix('Invalid JSON: ')}).")
     if problem["type"] == _UNKNOWN:
-        path = ".".join(filter(None, (where, problem["msg"])))
+        path = ".".join((*map(str, problem["loc"]), problem["msg"]))
         fields = "" if where else f"; the fields are {', '.join(schema.model_fields)}"
         raise RequestError(422, f"{path}: no such field{fields}.")
     if problem["type"] == "missing":
-        raise RequestError(422, f"{where}: missing; send the text to continue.")
+        raise RequestError(422, f"{where}: missing; it has to be sent.")
     expected = problem["msg"].removeprefix("Input should be ")
     raise RequestError(422, f"{where or 'body'}: got {_shown(problem['input'])}, expected {expected}.")
 

@@ -39,7 +39,7 @@ class Served(NamedTuple):
             running=load.running,
             waiting=load.waiting,
             state_bytes=load.state_bytes,
-            session_bytes=load.session_bytes,
+            session_bytes=self.engine.session_bytes(),
             budget_bytes=load.budget_bytes,
         )
 

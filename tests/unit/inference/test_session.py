@@ -448,11 +448,11 @@ def test_what_sessions_have_beside_their_pages_keeps_to_a_budget(start, tiny, te
     sessions = [do(engine, lambda s: s.create()) for _ in range(3)]
     for session in sessions:
         answer(engine, ask(text), session.name)
-    each = engine.load().session_bytes // 3
+    each = engine.session_bytes() // 3
     assert each > 0
     engine._sessions._budget = 5 * each // 2
     fork = do(engine, lambda s: s.fork(sessions[2].name))
-    assert engine.load().session_bytes <= 5 * each // 2
+    assert engine.session_bytes() <= 5 * each // 2
     assert [session.row is None for session in (*sessions, fork)] == [True, True, False, False]
     alone = answer(engine, ask([*sessions[0].tokens, *text]))
     assert answer(engine, ask(text), sessions[0].name)[0] == alone[0]

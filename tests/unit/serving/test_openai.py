@@ -37,10 +37,11 @@ def client(shared) -> OpenAI:
         {"model": "hfa", "messages": [{"role": "user", "content": [{}] * 100_000}]},
         {"model": "hfa", "prompt": "x", "stop": [1] * 100_000},
         {"model": "hfa", "prompt": "x", **{f"field{i}": 0 for i in range(50_000)}},
+        {"": 0, "model": "hfa", "prompt": "x", **{f"field{i}": 0 for i in range(50_000)}},
         {"model": "hfa", "prompt": {f"field{i}": 0 for i in range(50_000)}},
         {"model": "hfa", "messages": [{f"field{i}": 0 for i in range(50_000)}]},
     ],
-    ids=["prompt", "messages", "parts", "stop", "fields", "object", "message"],
+    ids=["prompt", "messages", "parts", "stop", "fields", "nameless", "object", "message"],
 )
 def test_a_body_that_is_wrong_in_a_hundred_thousand_ways_is_refused_for_the_first(body):
     """Each way would be an object of its own, and nobody else would run while they are made."""
