@@ -26,8 +26,9 @@ VARIANTS = {
     ),
     "unread": Variant(title="HFA, retrieval off when measured", trained_as="hfa", edits={"num_retrieved": 0}),
 }
-EXPERIMENT = "retention"  # text and recall at once
-PARAMETERS = 1_680_000  # of which 1,050,000 embed the vocabulary of the recall tasks
+EXPERIMENT = "quickstart"  # text and recall at once, minutes a run
+PARAMETERS = 860_000
+RECALL = ("data.sources.needle.num_needles=8", "data.sources.needle.num_questions=8")
 
 if __name__ == "__main__":
     sys.exit(
@@ -38,5 +39,6 @@ if __name__ == "__main__":
             parameters=PARAMETERS,
             variants=VARIANTS,
             folder=Path(__file__).parent,
+            evaluation=(*RECALL, "evaluate.lengths=[512,16384]", "evaluate.num_examples=16"),
         )
     )

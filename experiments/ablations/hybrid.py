@@ -9,17 +9,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from experiments.ablations.__main__ import EXPERIMENT, PARAMETERS, RECALL
 from experiments.language.command import command
 from experiments.language.variant import Variant
 
 PATTERNS = (
-    ("flow", "flow", "anchor"),  # HFA
-    ("routed", "routed", "anchor"),
-    ("routed", "flow", "anchor"),
-    ("flow", "routed", "anchor"),
-    ("routed", "anchor", "routed"),
-    ("anchor", "routed", "routed"),
-    ("routed", "routed", "routed"),  # SimpleMind
+    ("flow", "flow", "anchor", "flow"),  # HFA
+    ("routed", "routed", "anchor", "routed"),
+    ("routed", "anchor", "routed", "anchor"),
+    ("routed", "anchor", "routed", "routed"),
+    ("routed", "routed", "routed", "anchor"),
+    ("routed", "flow", "anchor", "routed"),
+    ("flow", "routed", "anchor", "flow"),
+    ("routed", "routed", "routed", "routed"),  # SimpleMind
 )
 VARIANTS = {
     "-".join(pattern): Variant(
@@ -27,17 +29,16 @@ VARIANTS = {
     )
     for pattern in PATTERNS
 }
-PARAMETERS = 1_680_000  # of which 1,050,000 embed the vocabulary of the recall tasks
 
 if __name__ == "__main__":
     sys.exit(
         command(
             "ablations-hybrid",
             description=__doc__,
-            experiment="retention",
+            experiment=EXPERIMENT,
             parameters=PARAMETERS,
             variants=VARIANTS,
             folder=Path(__file__).parent,
-            evaluation=("evaluate.lengths=[1024,65536]",),
+            evaluation=(*RECALL, "evaluate.lengths=[512,65536]", "evaluate.num_examples=4"),
         )
     )
