@@ -1,7 +1,7 @@
-"""Train SimpleMind with one part changed at a time, and measure bits per byte of text.
+"""Train SimpleMind with one part changed at a time, and measure recall and bits per byte.
 
-Options and results are those of experiments.language; recall is measured by ``python -m experiments.state``, whose
-``--models`` knows the same changes.
+Options are those of experiments.language. Recall by the size of the state is ``python -m experiments.state``'s
+question, whose ``--models`` knows the same changes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from experiments.ablations.__main__ import EXPERIMENT, PARAMETERS, RECALL
 from experiments.language.command import command
 from experiments.language.variant import Variant
 
@@ -35,16 +36,16 @@ VARIANTS = {
     "shared": changed("a shared channel", "shared_channel=true"),
     "ungated": changed("no output gate", "output_gate=false"),
 }
-PARAMETERS = 1_080_000
 
 if __name__ == "__main__":
     sys.exit(
         command(
             "ablations-simplemind",
             description=__doc__,
-            experiment="language",
+            experiment=EXPERIMENT,
             parameters=PARAMETERS,
             variants=VARIANTS,
             folder=Path(__file__).parent,
+            evaluation=(*RECALL, "evaluate.lengths=[512,2048]", "evaluate.num_examples=16"),
         )
     )

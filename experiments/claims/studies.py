@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.claims.claim import REPO, Claim, Table, made_by, read
-from experiments.claims.trained import language, retention, ruler, state, unrecorded
+from experiments.claims.trained import ablations, language, retention, ruler, state, unrecorded
 from experiments.complexity.measure import Regime
 from experiments.complexity.report import Results
 from experiments.serving.plot import CLAIMS
@@ -51,6 +51,7 @@ def tables() -> Iterator[Table]:
     yield harness()
     yield retention()
     yield language()
+    yield from ablations()
     yield ruler()
     yield state()
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
+from experiments.ablations import __main__ as hfa
+from experiments.ablations import hybrid, simplemind
 from experiments.claims.claim import REPO, Claim, Table, made_by
 from experiments.language import report as language_report
 from experiments.language.ledger import Ledger as Runs
 from experiments.language.models import PARAMETERS, VARIANTS
 from experiments.language.study import Study, score
+from experiments.language.variant import Variant
 from experiments.retention.ledger import Ledger as Cells
 from experiments.retention.report import MEASURES
 from experiments.ruler import __main__ as rulers
 from experiments.state import report as state_report
 from experiments.state.subjects import SUBJECTS
 from hfa.metrics.plot import percent, short
+from hfa.metrics.recall import Recall
 
 _RETENTION = "experiments/retention/results/cells.jsonl"
+_ABLATIONS = "experiments/ablations/results/runs.jsonl"
 _LANGUAGE = "experiments/language/results/runs.jsonl"
 _RULER = "experiments/ruler/results/runs.jsonl"
 _STATE = "experiments/state/results/trials.jsonl"
@@ -59,56 +63,76 @@ def retention() -> Table:
 
 
 def language() -> Table:
-    """Bits per byte of every model at its best learning rate, by length, with the spread over seeds."""
-    study = Study(
-        name="language",
-        experiment="language",
-        parameters=PARAMETERS,
-        variants=VARIANTS,
-        ledger=Runs(REPO / _LANGUAGE),
-    )
-    found = {name: language_report.at_best(study, name) for name in VARIANTS}
+    """Bits per byte of every model, by length."""
+    return _compared(_study("language", "language", PARAMETERS, VARIANTS, _LANGUAGE))
+
+
+def ablations() -> Iterator[Table]:
+    """What each part of HFA and of SimpleMind is worth, and what each mixture of their layers is."""
+    studies = {
+        "ablations": hfa.VARIANTS,
+        "ablations-simplemind": simplemind.VARIANTS,
+        "ablations-hybrid": hybrid.VARIANTS,
+    }
+    for name, variants in studies.items():
+        yield _compared(_study(name, hfa.EXPERIMENT, hfa.PARAMETERS, variants, _ABLATIONS))
+
+
+def _study(name: str, experiment: str, parameters: int, variants: Mapping[str, Variant], source: str) -> Study:
+    return Study(name=name, experiment=experiment, parameters=parameters, variants=variants, ledger=Runs(REPO / source))
+
+
+def _compared(study: Study) -> Table:
+    """Every variant at its best learning rate: bits per byte with the spread over seeds, exact answers of all seeds."""
+    variants, source = study.variants, str(study.ledger.path.relative_to(REPO))
+    found = {name: language_report.at_best(study, name) for name in variants}
     found = {
         name: (runs, measured)
         for name, (runs, measured) in found.items()
-        if measured or (runs and not VARIANTS[name].edits)
+        if measured or (runs and not variants[name].edits)
     }
     if not found:
-        return unrecorded("language", ["model", "validation"])
-    lengths = sorted({one["length"] for _, all_ in found.values() for run in all_ for one in run["bits_per_byte"]})
+        return unrecorded(study.name, ["model", "validation"])
+    evaluations = [run for _, measured in found.values() for run in measured]
+    lengths = sorted({one["length"] for run in evaluations for one in run["bits_per_byte"]})
+    asked = sorted({(one["task"], one["length"]) for run in evaluations for one in run["recall"]})
     rows, claims = [], list[Claim]()
 
-    def add(name: str, what: str, values: Sequence[float], made: dict[str, Any]) -> str:
-        if not values:
-            return ""
-        shown = language_report.spread(values)
-        said = f"language: {VARIANTS[name].title}, bits per byte, {what}"
-        ends = (min(values), max(values)) if len(values) > 1 else None
-        mean = statistics.mean(values)
-        claims.append(Claim(claim=said, shown=shown, value=mean, interval=ends, source=_LANGUAGE, made=made))
+    def add(name: str, what: str, shown: str, value: float, ends: tuple[float, float] | None) -> str:
+        said, made = f"{study.name}: {variants[name].title}, {what}", made_by(found[name][0][0], f"{source}, config")
+        claims.append(Claim(claim=said, shown=shown, value=value, interval=ends, source=source, made=made))
         return shown
 
+    def bits(name: str, what: str, values: Sequence[float]) -> str:
+        if not values:
+            return ""
+        ends = (min(values), max(values)) if len(values) > 1 else None
+        shown = language_report.spread(values)
+        return add(name, f"bits per byte, {what}", shown, statistics.mean(values), ends)
+
+    def answers(name: str, task: str, length: int, recall: Recall) -> str:
+        share = recall.at(task, length).share("exact")
+        if not share.whole:
+            return ""
+        what = f"{task}, exact answers, % of {share.whole:,}, at {length:,} tokens"
+        return add(name, what, percent(share.value), share.value, share.interval)
+
     for name, (runs, measured) in found.items():
-        made = made_by(runs[0], f"{_LANGUAGE}, config")
-        validation = [] if VARIANTS[name].edits else [score(run) for run in runs]
-        cells = [add(name, "validation", validation, made)]
-        for length in lengths:
-            cells.append(add(name, f"test, {length:,} tokens", language_report.bits(measured, length), made))
-        seeds = len(measured) if VARIANTS[name].edits else len(runs)
-        rows.append([VARIANTS[name].title, f"{runs[0]['lr']:g}", str(seeds), *cells])
+        recall, edited = language_report.recall_of(measured), bool(variants[name].edits)
+        cells = [
+            bits(name, "validation", [] if edited else [score(run) for run in runs]),
+            *(bits(name, f"test, {length:,} tokens", language_report.bits(measured, length)) for length in lengths),
+            *(answers(name, task, length, recall) for task, length in asked),
+        ]
+        rows.append([variants[name].title, f"{runs[0]['lr']:g}", str(len(measured if edited else runs)), *cells])
     head = ["model", "learning rate", "seeds", "validation", *(f"test, {length:,}" for length in lengths)]
-    return Table(name="language", head=head, rows=rows, claims=claims)
+    head += [f"{task}, {length:,}" for task, length in asked]
+    return Table(name=study.name, head=head, rows=rows, claims=claims)
 
 
 def ruler() -> Table:
     """RULER's own score of every model, by task and length, over all seeds."""
-    study = Study(
-        name=rulers.EXPERIMENT,
-        experiment=rulers.EXPERIMENT,
-        parameters=rulers.PARAMETERS,
-        variants=rulers.VARIANTS,
-        ledger=Runs(REPO / _RULER),
-    )
+    study = _study(rulers.EXPERIMENT, rulers.EXPERIMENT, rulers.PARAMETERS, rulers.VARIANTS, _RULER)
     measured = {name: runs for name in rulers.VARIANTS if (runs := language_report.at_best(study, name)[1])}
     if not measured:
         return unrecorded("ruler", ["task", "%"])

@@ -36,8 +36,9 @@ _LINES = ("-", "--", ":")  # once all colours are taken, with hollow markers
 
 def table(study: Study) -> str:
     """A row a variant: size, learning rate, and what was measured with its spread over the seeds."""
-    lengths = sorted({one["length"] for run in study.ledger.read("evaluation") for one in run["bits_per_byte"]})
-    asked = sorted({one["length"] for run in study.ledger.read("evaluation") for one in run["recall"]})
+    evaluations = [run for run in study.ledger.read("evaluation") if run["variant"] in study.variants]
+    lengths = sorted({one["length"] for run in evaluations for one in run["bits_per_byte"]})
+    asked = sorted({one["length"] for run in evaluations for one in run["recall"]})
     heads = ["model", "parameters", "tokens", "learning rate", "seeds", "validation"]
     heads += [f"test, {length:,}" for length in lengths]
     heads += [f"recall, {length:,}" for length in asked] + ["tokens/s"]
