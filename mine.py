@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -13,12 +12,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from hfa.errors import PASSING, PassingError
 from hfa.mistakes import sentence
 from hfa.serving.flags import translate
 
 MAIN = Path(__file__).parent / "conf" / "mine.yaml"
 CRASHED, LATER = 70, 75  # EX_SOFTWARE and EX_TEMPFAIL of sysexits.h
-_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -81,8 +80,8 @@ def _is_systems(error: Exception) -> bool:
 
 def _code(error: Exception) -> int:
     if isinstance(error, OSError) and _is_systems(error):
-        return LATER if error.errno in _PASSING else CRASHED if error.filename is None else 2
-    return {"NotRegisteredError": 1, "ChainAwayError": LATER}.get(type(error).__name__, 2)
+        return LATER if error.errno in PASSING else CRASHED if error.filename is None else 2
+    return LATER if isinstance(error, PassingError) else 1 if type(error).__name__ == "NotRegisteredError" else 2
 
 
 def main() -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)  # what a machine has at the moment
+
 
 class HFAError(Exception):
     """Base of every error a user can cause; its text is one sentence, shown without a traceback."""
@@ -25,6 +29,10 @@ class ConfigError(HFAError):
         """The same error with its key seen from one level further out."""
         key = f"{prefix}.{self.key}" if prefix else self.key
         return ConfigError(key, self.got, self.expected, self.remedy)
+
+
+class PassingError(HFAError):
+    """What is nobody's mistake and passes: a service that is away, a disk that is full. Worth another try."""
 
 
 class DataError(HFAError):

@@ -146,7 +146,13 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
         asked = [name for name, value in others.items() if value is not None and value is not False]
         if unknown := [name for name in asked if name not in _POSITIONS]:
             raise ValueError(f"{', '.join(unknown)}: a model of hfa has no such argument; leave it out")
-        cache = past_key_values if isinstance(past_key_values, StateCache) else StateCache()
+        cache = self._cache(past_key_values)
+        if attention_mask is not None:
+            whole = (len(input_ids), cache.length + input_ids.shape[1])
+            if tuple(attention_mask.shape) != whole:
+                raise ValueError(f"attention_mask: got {tuple(attention_mask.shape)}, expected {whole}")
+            if cache.state is not None and not bool(attention_mask[:, cache.length :].all()):
+                raise ValueError("attention_mask has zeros after the first call; give each row its own tokens alone")
         if cache.state is None and attention_mask is not None and not bool(attention_mask.all()):
             hidden, state = self._unpadded(input_ids, attention_mask)
         else:
@@ -170,8 +176,20 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Weights are loaded, or as our own models make them."""
 
+    @staticmethod
+    def _cache(given: object) -> StateCache:
+        """What came before; of an empty cache of another kind, which `transformers` may hand in first, nothing."""
+        if isinstance(given, StateCache):
+            return given
+        length = getattr(given, "get_seq_length", None)
+        if given is None or (length is not None and not length()):
+            return StateCache()
+        raise ValueError(f"past_key_values: got a {type(given).__name__}, expected what the call before handed back")
+
     def _unpadded(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, State]:
         """Each row without what was padded before it."""
+        if not self.model.ragged and not bool((mask.sum(1) == mask.shape[1]).all()):
+            raise ValueError("rows of several lengths are no batch for a peer from transformers; give one at a time")
         hidden = torch.zeros(*tokens.shape, self.model.config.d_model, dtype=self.dtype, device=tokens.device)
         states = []
         for row, (ids, there) in enumerate(zip(tokens, mask.bool(), strict=True)):
@@ -237,8 +255,7 @@ def exported_tokenizer(tokenizer: Tokenizer, max_seq_len: int) -> PreTrainedToke
     engine = Engine(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = decoders.ByteLevel()
-    engine.add_tokens([f"<|unused{i}|>" for i in range(len(tokens), tokenizer.end_of_text)])
-    engine.add_special_tokens([_END])
+    engine.add_special_tokens([*(f"<|unused{i}|>" for i in range(len(tokens), tokenizer.end_of_text)), _END])
     return PreTrainedTokenizerFast(
         tokenizer_object=engine,
         eos_token=_END,

@@ -158,9 +158,9 @@ class Anchor(Mixer):
     def forward(self, x: Tensor, state: AnchorState, last: int | None = None) -> tuple[Tensor, AnchorState]:
         memory = state.memory
         paged = isinstance(memory, PagedMemory)
-        if x.shape[1] == 1 and (paged or memory.capacity) and self.joins and suits(x):
+        if x.shape[1] == 1 and (paged or memory.capacity) and self.joins:
             held = memory.pools if isinstance(memory, PagedMemory) else memory.pages
-            if not tracked(x, *self._weights(), *held):
+            if suits(x, *self._tails(state), *held[:2]) and not tracked(x, *self._weights(), *held):
                 y, after = self.step(x[:, 0], state, (1,) * len(x))
                 return y[:, None], after
         asks = min(last or x.shape[1], x.shape[1])  # queries, the last tokens of
@@ -217,13 +217,18 @@ class Anchor(Mixer):
                 for own, start, pages in zip(tries, starts, memory.table, strict=True)
             ]
         else:
-            memory = state.memory.extended(lengths[0])  # buffers, unlike pages, grow alike
+            if len(set(lengths)) > 1:
+                raise ValueError(f"lengths {list(lengths)} of rows whose memory is no pages: there, all grow alike")
+            memory = state.memory.extended(lengths[0])
             assert isinstance(lookup.tries, Tries)
             tries = self._prepared(lookup.tries, memory, state.memory)
             rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
-        tails = state.query_tail, state.key_tail, lookup.query_tail, lookup.key_tail
-        y, after = anchor_step(x, tails, rows, lengths, self._weights(), self.search, self.logn_length)
+        y, after = anchor_step(x, self._tails(state), rows, lengths, self._weights(), self.search, self.logn_length)
         return y, AnchorState(memory, IndexState(after[2], after[3], tries), after[0], after[1])
+
+    @staticmethod
+    def _tails(state: AnchorState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return state.query_tail, state.key_tail, state.lookup.query_tail, state.lookup.key_tail
 
     def _weights(self) -> AnchorWeights:
         index = self.index
@@ -249,7 +254,7 @@ class Anchor(Mixer):
         self, q: Tensor, asked: Tensor, ranking: Tensor, memory: PagedMemory, start: Tensor, lookup: IndexState
     ) -> tuple[Tensor, tuple[Tries, ...]]:
         """[B, H, T, K] to [B, H, T, V], of rows that each have tries of their own, which are returned with room."""
-        if q.device.type != "cpu":
+        if not _in_place(q):
             keys, values, _ = memory.read()
             chosen, _ = retrieve_exactly(ranking, keys.flatten(2), start, self.search)
             window, block_size = self.search.window, self.search.block_size
@@ -326,5 +331,10 @@ class Anchor(Mixer):
     def _read(self, q: Tensor, memory: Memory, chosen: Tensor, start: Tensor) -> Tensor:
         """[B, H, T, K] to [B, H, T, V]."""
         keys, values, _ = memory.read()
-        read = anchor_read if q.device.type == "cpu" else gathered_anchor_read
+        read = anchor_read if _in_place(q) else gathered_anchor_read
         return read(q, keys, values, chosen, start, window=self.search.window, block_size=self.search.block_size)
+
+
+def _in_place(q: Tensor) -> bool:
+    """Whether kernels read the memory where it lies; what has half the precision is gathered for torch, as on a GPU."""
+    return q.is_cpu and q.dtype in (torch.float32, torch.float64)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hfa.config import Config, Fraction, PositiveInt, config
 from hfa.errors import ConfigError
-from hfa.models.state import State, num_bytes
+from hfa.models.state import State, num_bytes, num_rows
 from hfa.nn.linear import Linear
 from hfa.nn.mlp import SwiGLU
 from hfa.nn.norm import RMSNorm
@@ -151,7 +151,7 @@ class LanguageModel(nn.Module):
     """A decoder over tokens that carries its past in a state.
 
     The state is a tuple with one entry a layer. It is a value: it is handed in and a new one handed back, and the
-    old one can be continued again.
+    old one can be continued again, though not by two threads at once.
 
     Args:
         settings: the sizes.
@@ -181,6 +181,9 @@ class LanguageModel(nn.Module):
 
         Returns:
             logits [B, T, vocab_size] and the state after the last token.
+
+        Raises:
+            ValueError: `state` has other rows than `tokens`.
         """
         hidden, state = self.hidden(tokens, state)
         return self.head(hidden), state
@@ -236,7 +239,14 @@ class LanguageModel(nn.Module):
 
         Returns:
             the final features after the last token of each row [B, D], and the state after it.
+
+        Raises:
+            ValueError: `lengths` are not of these tokens, or of as many rows as `state` has, or they differ where the
+                state cannot grow apart: it has to stand in pages.
         """
+        if sum(lengths) != len(tokens):
+            raise ValueError(f"lengths: got {list(lengths)}, expected {len(tokens)} tokens together")
+        _check_rows(len(lengths), state)
         last = torch.tensor(lengths, device=tokens.device).cumsum(0) - 1
         x, states = self._embedded(tokens), []
         for layer, (block, inner) in enumerate(zip(self.blocks, state, strict=True), 1):
@@ -289,6 +299,7 @@ class LanguageModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _hidden(self, tokens: Tensor, state: State, last: int | None) -> tuple[Tensor, State]:
+        _check_rows(len(tokens), state)
         x, states = self._embedded(tokens), []
         for layer, (block, inner) in enumerate(zip(self.blocks, state, strict=True), 1):
             x, inner = block(x, inner, last if layer == len(self.blocks) else None)
@@ -308,3 +319,9 @@ class LanguageModel(nn.Module):
         mixer = block.mixer
         assert isinstance(mixer, Mixer)
         return mixer
+
+
+def _check_rows(rows: int, state: State) -> None:
+    """Kernels take a state's rows for granted."""
+    if (there := num_rows(state)) != rows:
+        raise ValueError(f"tokens of {rows} rows cannot continue a state of {there} rows")

@@ -26,6 +26,7 @@ _LEARNT = 256  # those that look back most sharply are learnt from
 _KEYS = 4096  # tokens that they are told from
 _LOGITS = 1 << 21
 _NEAR = 8  # tokens that no index is needed for
+_SAMPLE = 1024  # tokens whose codes are compared with each other
 _FLOOR = 1e-4  # of the probability that two codes agree
 
 
@@ -199,7 +200,8 @@ def _imbalance(codes: Tensor) -> Tensor:
 
 def _redundancy(codes: Tensor) -> Tensor:
     """Log of how much oftener two tokens share two codes than they would by chance, over random pairs of groups."""
-    sample = codes[torch.randperm(len(codes), device=codes.device)[:1024]]
+    few = len(codes) <= _SAMPLE  # a slice that takes all is what Inductor cannot compile
+    sample = codes if few else codes[torch.randperm(len(codes), device=codes.device)[:_SAMPLE]]
     order = torch.randperm(codes.shape[1], device=codes.device)
     one, other = sample[:, order[0::2]], sample[:, order[1::2]]
     count = len(sample)

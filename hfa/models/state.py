@@ -59,6 +59,14 @@ def unflatten(like: State, tensors: dict[str, Tensor]) -> State:
     return map_tensors(lambda _: tensors[next(paths)].clone(), like)
 
 
+def num_rows(state: State) -> int:
+    """How many rows a state is of."""
+    if isinstance(state, Tensor):
+        return len(state)
+    length = getattr(state, "length", None)  # of a memory, which may stand in pages that all rows share
+    return len(length) if isinstance(length, Tensor) else num_rows(state[0])
+
+
 def num_bytes(state: State) -> int:
     """Bytes held by the tensors of a state."""
     return sum(x.numel() * x.element_size() for x in flatten(state).values())

@@ -10,6 +10,7 @@ A request meets the network three times, each time before anything dearer is don
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ import annotated_types
 from hfa.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError, NetworkError
 
+_MAX_NETUID = 65535
+_ADDRESS = re.compile("5[1-9A-HJ-NP-Za-km-z]{46,47}")  # ss58 with Bittensor's prefix, 42
 Name = Annotated[str, annotated_types.MinLen(1)]
 
 
@@ -136,6 +139,12 @@ class NetworkConfig(Config):
     auth: AuthConfig
 
     def check(self) -> None:
+        if self.netuid > _MAX_NETUID:
+            raise ConfigError("netuid", self.netuid, f"0 to {_MAX_NETUID}")
+        for key, hotkeys in (("allow", self.allow), ("deny", self.deny)):
+            for hotkey in hotkeys:
+                if not _ADDRESS.fullmatch(hotkey):
+                    raise ConfigError(key, hotkey, "the ss58 address of a hotkey", "a word that is none matches nobody")
         if self.max_staleness_s < self.sync_interval_s:
             expected = f"at least sync_interval_s={self.sync_interval_s:g}"
             raise ConfigError("max_staleness_s", self.max_staleness_s, expected)

@@ -70,18 +70,26 @@ def open_hotkey(wallet: WalletConfig, remedy: str) -> HotkeySigner:
         remedy: what to do when there is none, for the sentence of the error.
 
     Raises:
-        NetworkError: no such file, not a hotkey, encrypted without a way to open it, or not sr25519.
+        NetworkError: no such file, not a hotkey, only its public half, encrypted without a way to open it, or not
+            sr25519.
     """
     path = hotkey_file(wallet)
     try:
         keypair = _wallet(wallet).get_hotkey()
     except FileNotFoundError:
         raise NetworkError(f"wallet.hotkey: there is no hotkey file {path}; {remedy}.") from None
+    except EOFError:
+        sentence = "is encrypted, and there is no terminal to ask for its password; decrypt it, or start in a terminal"
+        raise NetworkError(f"wallet.hotkey: {path} {sentence}.") from None
     except (KeyfileError, WrongPasswordError, ValueError, OSError) as error:
         raise NetworkError(f"wallet.hotkey: {path} cannot be opened ({error}); {remedy}.") from error
     if keypair.crypto_type != bt.CRYPTO_SR25519:
         scheme = bt.format_crypto_type(keypair.crypto_type)
         raise NetworkError(f"wallet.hotkey: {path} holds an {scheme} key, expected sr25519; {remedy}.")
+    try:
+        keypair.sign(b"")
+    except ValueError:
+        raise NetworkError(f"wallet.hotkey: {path} holds the public half of a key alone; {remedy}.") from None
     return HotkeySigner(keypair)
 
 
@@ -299,6 +307,8 @@ class BittensorNetwork(Member):
             address = ipaddress.ip_address(own)
         if address.is_unspecified or address.is_loopback:
             raise NetworkError(f"network.external_ip: {address} cannot be reached from outside; {remedy}.")
+        if address.version == 6 and host == "0.0.0.0":
+            log.warning("network.external_ip is IPv6 and server.host=0.0.0.0 is not; is it meant to be server.host=::?")
         return Endpoint(str(address), self._chain.external_port or port)
 
     async def _publish(self, endpoint: Endpoint) -> None:

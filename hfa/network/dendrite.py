@@ -158,4 +158,4 @@ def _values(body: bytes, fields: tuple[str, ...]) -> list[object]:
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha3_256(text.encode()).hexdigest()
+    return hashlib.sha3_256(text.encode(errors="surrogatepass")).hexdigest()  # which JSON can escape, and nobody signs

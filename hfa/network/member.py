@@ -9,13 +9,13 @@ import math
 import time
 from collections.abc import Mapping
 
-from hfa.errors import NetworkError, RequestError
+from hfa.errors import NetworkError, PassingError, RequestError
 from hfa.network.base import Caller, Endpoint, NetworkConfig, Neuron, NotRegisteredError, Verifier, Wire
 
 log = logging.getLogger(__name__)
 
 
-class ChainAwayError(NetworkError):
+class ChainAwayError(NetworkError, PassingError):
     """A chain that did not answer, or asked to be left alone for `retry_after_s` seconds."""
 
     def __init__(self, sentence: str, retry_after_s: float = 0.0) -> None:
@@ -140,6 +140,8 @@ class Member(abc.ABC):
     def _keep(self, neurons: list[Neuron]) -> None:
         was, self._neurons = self._neurons, {neuron.hotkey: neuron for neuron in neurons}
         self._looked_at = time.monotonic()
+        if (me := self.neuron(self.hotkey)) is not None and me.endpoint == str(self._published):
+            self._stale = None  # what is shown from now on is newer than ours
         if self.hotkey in was and self.hotkey not in self._neurons:
             log.error("Deregistered: %s", self._unregistered())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from hfa.errors import NetworkError
+from hfa.errors import PASSING, NetworkError, PassingError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS nonces (hotkey TEXT, nonce INTEGER, PRIMARY KEY (hotkey, nonce)) WITHOUT ROWID;
@@ -19,6 +19,7 @@ INSERT INTO floor SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM floor);
 """
 _INSERT = "INSERT OR IGNORE INTO nonces SELECT ?, ? WHERE ? > (SELECT nonce FROM floor)"
 _BUSY_TIMEOUT_S = 5.0
+_PASSING_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 class NonceStore:
@@ -43,11 +44,18 @@ class NonceStore:
         self._added = 0
 
     def open(self) -> None:
-        """Open or create the file. Raises NetworkError when it is something else or cannot be written."""
+        """Open or create the file.
+
+        Raises:
+            PassingError: the disk is full or fails, or another process holds the file.
+            NetworkError: it is something else, or cannot be written.
+        """
         with self._lock:
             try:
                 self._opened()
             except (sqlite3.Error, OSError) as error:
+                if _passes(error):
+                    raise PassingError(f"{self.path} cannot be used as replay store just now ({error}).") from error
                 remedy = "move it away or set network.auth.nonce_dir to a folder that can be written"
                 raise NetworkError(f"{self.path} cannot be used as replay store ({error}); {remedy}.") from error
 
@@ -102,3 +110,10 @@ class NonceStore:
         except sqlite3.Error:
             connection.execute("ROLLBACK")
             raise
+
+
+def _passes(error: Exception) -> bool:
+    """Whether it is about the machine at the moment, and not about the file."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING_CODES  # without what extends it
+    return isinstance(error, filelock.Timeout) or (isinstance(error, OSError) and error.errno in PASSING)

@@ -46,8 +46,8 @@ class ShortConv(nn.Module):
             y, tail = self(project(x), tail)
             return y[:, -count:], tail
         projected = project(x[:, -count - seen :])
-        after: tuple[Tensor, Tensor] = self(projected[:, seen:], projected[:, :seen])
-        return after
+        y, after = self(projected[:, seen:], projected[:, :seen])
+        return y, after.to(tail.dtype)
 
     def forward(
         self, x: Tensor, tail: Tensor, *, silu: bool = False, unit_heads: int = 0, head_dim: int = WIDTH
@@ -59,10 +59,11 @@ class ShortConv(nn.Module):
             unit_heads: how many heads, from the first channel on, are then brought to unit norm.
             head_dim: channels of a head.
         """
-        tail = tail.to(x.dtype)
+        kept, tail = tail.dtype, tail.to(x.dtype)  # autocast has others from one call to the next
         if suits(x, tail, self.weight) and head_dim % WIDTH == 0:
             y = causal_conv(x, tail, self.weight, silu=silu, unit_heads=unit_heads, head_dim=head_dim)
-            return y, torch.cat([tail, x[:, 1 - self.width :]], dim=1)[:, 1 - self.width :] if self.width > 1 else tail
+            after = torch.cat([tail, x[:, 1 - self.width :]], dim=1)[:, 1 - self.width :] if self.width > 1 else tail
+            return y, after.to(kept)
         padded = torch.cat([tail, x], dim=1)
         length, last = x.shape[1], self.width - 1
         y = padded[:, last:] * self.weight[0]
@@ -72,4 +73,4 @@ class ShortConv(nn.Module):
         if unit_heads:
             unit, rest = y.split([unit_heads * head_dim, y.shape[-1] - unit_heads * head_dim], dim=-1)
             y = torch.cat([l2_norm(unit.unflatten(-1, (-1, head_dim))).flatten(-2), rest], dim=-1)
-        return y, padded[:, length:]
+        return y, padded[:, length:].to(kept)

@@ -19,7 +19,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None, *, s
     Returns:
         [B, H, T, V].
     """
-    grouped = q.shape[1] != k.shape[1]
+    grouped, k, v = q.shape[1] != k.shape[1], k.to(q.dtype), v.to(q.dtype)  # which autocast may have remembered in half
     if start is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
     mask = age(start, q.shape[2], k.shape[2]) >= 0

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 from hfa.errors import RequestError
 
 _SMALL = 1 << 16  # bytes of a body that takes no place
-_GRACE_S = 1.0  # before anybody is slow
+_GRACE_S = 0.5  # that a body may be behind before it is slow
 
 
 class TryLaterError(RequestError):
@@ -77,20 +78,24 @@ class RateLimiter:
 
 
 class Upload:
-    """A body on its way, and how fast it comes."""
+    """A body on its way, and how fast it comes.
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    Args:
+        address: where it comes from.
+        pace: bytes a second with which it would be here just in time.
+    """
+
+    def __init__(self, address: str, pace: float) -> None:
+        self.address, self._pace = address, pace
         self.slowest = False  # it had to make room for another
         self._began = time.monotonic()
         self._received = 0
         self._timeout: asyncio.Timeout | None = None  # while it is read
 
     @property
-    def rate(self) -> float:
-        """Bytes a second so far; infinity for one that has just begun, or is there and waits to be judged."""
-        seconds = time.monotonic() - self._began
-        return self._received / seconds if self._timeout is not None and seconds > _GRACE_S else math.inf
+    def behind_s(self) -> float:
+        """Seconds behind its pace; minus infinity for one that is here and waits to be judged."""
+        return -math.inf if self._timeout is None else time.monotonic() - self._began - self._received / self._pace
 
     @contextlib.asynccontextmanager
     async def within(self, timeout_s: float) -> AsyncIterator[None]:
@@ -115,9 +120,9 @@ class Upload:
 class BodyReader:
     """Reads request bodies within bounds.
 
-    Small ones, as most are, take no place: there are never more of them than connections. Of the others, the slowest
-    ends where another one waits and the slowest would not be there in time anyway: who holds places by sending nothing
-    holds none.
+    Small ones, as most are, take no place: there are never more of them than connections. Of the others, one ends where
+    another waits: one that would not be here in time anyway, so that who sends nothing holds nothing, or else one of
+    the address that has most of the places, if that has two more than who waits.
 
     Args:
         max_bytes: of one body.
@@ -141,10 +146,10 @@ class BodyReader:
             TryLaterError: 503 when there is no place.
         """
         length = self._check_length(headers)
-        upload = Upload(address)
+        upload = Upload(address, (length or self._max_bytes) / self._timeout_s)
         if length is None or length > _SMALL:
-            self._make_room([one for one in self._uploads if one.address == address], self._max_per_address)
-            self._make_room(self._uploads, self._max_uploads)
+            self._make_room(address, [one for one in self._uploads if one.address == address], self._max_per_address)
+            self._make_room(address, self._uploads, self._max_uploads)
             self._uploads.append(upload)
         try:
             yield upload
@@ -168,11 +173,14 @@ class BodyReader:
             raise RequestError(408, f"The body did not arrive within {self._timeout_s:g} s.") from None
         return bytes(body)
 
-    def _make_room(self, uploads: Sequence[Upload], limit: int) -> None:
+    def _make_room(self, address: str, uploads: Sequence[Upload], limit: int) -> None:
         if len(uploads) < limit:
             return
-        slowest = min(uploads, key=lambda one: one.rate)
-        if slowest.rate >= self._max_bytes / self._timeout_s:
+        held = Counter(one.address for one in uploads)
+        most = max(held.values())
+        unfair = most > held[address] + 1
+        slowest = max((one for one in uploads if not unfair or held[one.address] == most), key=lambda one: one.behind_s)
+        if slowest.behind_s <= (-math.inf if unfair else _GRACE_S):
             raise TryLaterError(503, "Too many requests are being received; try again.", 1)
         slowest.end()
         self._uploads.remove(slowest)

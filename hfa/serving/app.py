@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
 from hfa.serving.service import Limits, Service
 
+_MAX_PORT = 65535
 _DESCRIPTION = """A miner that serves language models with a long memory.
 
 Generation is for hotkeys of the subnet: sign the request with `btauth/1` (`bittensor.http_auth`), for the hotkey that
@@ -59,7 +61,7 @@ class ServerConfig(Config):
         max_imports: sessions received together before their senders are proven.
         max_uploads: request bodies held together before their senders are proven.
         max_uploads_per_address: of one address.
-        max_connections: open together; more are answered 503.
+        max_connections: open together; for one more, the one that has asked nothing for the longest time is closed.
         max_connections_per_address: of one address; more are closed.
         head_timeout_s: for a request's headers to arrive.
         write_timeout_s: a connection that takes nothing of its answer for so long is closed.
@@ -101,19 +103,35 @@ class ServerConfig(Config):
     drain_s: NonNegativeFloat
 
     def check(self) -> None:
-        if self.port > 65535:
-            raise ConfigError("port", self.port, "0 to 65535", "0 takes a free one")
+        for key, port in (("port", self.port), ("status_port", self.status_port)):
+            if port is not None and port > _MAX_PORT:
+                raise ConfigError(key, port, f"0 to {_MAX_PORT}", "0 takes a free one")
         if (self.tls_certificate is None) != (self.tls_key is None):
             expected = "a PEM file of the key, as there is a certificate"
             raise ConfigError("tls_key", self.tls_key, expected, "set both or neither of tls_certificate and tls_key")
         for name, path in (("tls_certificate", self.tls_certificate), ("tls_key", self.tls_key)):
             if path is not None and not Path(path).expanduser().is_file():
                 raise ConfigError(name, path, "a PEM file that is there")
+        if self.tls_certificate is not None and self.tls_key is not None:
+            _check_pair(Path(self.tls_certificate).expanduser(), Path(self.tls_key).expanduser())
         if self.default_max_tokens > self.max_tokens:
             raise ConfigError("default_max_tokens", self.default_max_tokens, f"at most max_tokens={self.max_tokens}")
 
     def limits(self) -> Limits:
         return Limits(self.default_max_tokens, self.max_tokens, self.deadline_s, self.share_prompts)
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Raises ConfigError for what TLS could not be served with."""
+
+    def password() -> str:
+        raise ConfigError("tls_key", str(key), "a key without a password, which a service has nobody to ask for")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password)
+    except OSError as error:  # as those of ssl are
+        what = f"the PEM file of a certificate and, in tls_key, that of its key ({error.strerror or error})"
+        raise ConfigError("tls_certificate", str(certificate), what) from None
 
 
 def create_app(

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from hfa.network.base import Network, Neuron, Wire
 from hfa.serving.admission import BodyReader, RateLimiter
+from hfa.serving.connection import origin
 
 
 class Signed(NamedTuple):
@@ -44,7 +45,7 @@ class Gate:
         claimed = wire.screen(request.headers)
         caller = self._network.authorize(claimed)
         self._limiter.check(claimed)
-        with self._reader.place(request.headers, request.client.host if request.client else "") as upload:
+        with self._reader.place(request.headers, origin(request.client)) as upload:
             body = await self._reader.read(request.stream(), upload)
             request.state.body_read = True
             await asyncio.to_thread(wire.verify, request.headers, body, method=request.method, path=_target(request))

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import logging
+import math
 from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+log = logging.getLogger(__name__)
 
-def bounded(*, head_timeout_s: float, write_timeout_s: float, max_per_address: int) -> type[BoundedProtocol]:
+_WARN_EVERY_S = 60.0
+
+
+def bounded(
+    *, head_timeout_s: float, write_timeout_s: float, max_connections: int, max_per_address: int
+) -> type[BoundedProtocol]:
     """The protocol with its bounds.
 
     Args:
         head_timeout_s: for a request line and its headers to arrive, and for what is left of a refused body.
         write_timeout_s: without a byte of an answer being taken.
-        max_per_address: connections that one address may hold open.
+        max_connections: that are open together; one more takes the place of the one that has asked nothing for the
+            longest time, or has none.
+        max_per_address: of one address.
     """
-    bounds = {"head_timeout_s": head_timeout_s, "write_timeout_s": write_timeout_s, "max_per_address": max_per_address}
+    bounds = {
+        "head_timeout_s": head_timeout_s,
+        "write_timeout_s": write_timeout_s,
+        "max_connections": max_connections,
+        "max_per_address": max_per_address,
+    }
     return type("Bounded", (BoundedProtocol,), bounds)
+
+
+def origin(client: tuple[str, int] | None) -> str:
+    """Who is at the other end, as far as an address says so: of IPv6 the /64, all of which one machine may have."""
+    if client is None:
+        return ""
+    try:
+        address = ipaddress.ip_address(client[0])
+    except ValueError:
+        return client[0]
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
 class _Connection(h11.Connection):
@@ -40,19 +69,32 @@ class BoundedProtocol(H11Protocol):
 
     head_timeout_s: ClassVar[float]
     write_timeout_s: ClassVar[float]
+    max_connections: ClassVar[int]
     max_per_address: ClassVar[int]
+    _warned_at: ClassVar[float] = -math.inf
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = _Connection(h11.SERVER)  # and with h11's own limit of a head, as uvicorn's
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._origin = ""
+        self._head_timer: asyncio.TimerHandle | None = None  # while it asks nothing
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if sum(_host(other) == _host(self) for other in self.connections) > self.max_per_address:
+        self._origin = origin(self.client)
+        alike = (other for other in self.connections if isinstance(other, BoundedProtocol))
+        there = [other for other in alike if not other.transport.is_closing()]
+        if sum(other._origin == self._origin for other in there) > self.max_per_address:
             transport.abort()
             return
+        if len(there) > self.max_connections:
+            self._warn()
+            silent = [(timer.when(), other) for other in there if (timer := other._head_timer) is not None]
+            _, displaced = min(silent, key=lambda one: one[0], default=(0.0, self))
+            displaced.transport.abort()
+            if displaced is self:
+                return
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -81,6 +123,11 @@ class BoundedProtocol(H11Protocol):
         else:  # an answer is on its way already, or was
             self.transport.close()
 
+    def _warn(self) -> None:
+        if self.loop.time() - BoundedProtocol._warned_at > _WARN_EVERY_S:
+            BoundedProtocol._warned_at = self.loop.time()
+            log.warning("More than %d connections: those that ask nothing are closed", self.max_connections)
+
     def _watch_head(self) -> None:
         """Run the clock while nothing is being answered."""
         if self.cycle is not None and not self.cycle.response_complete:
@@ -89,8 +136,3 @@ class BoundedProtocol(H11Protocol):
                 self._head_timer = None
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)
-
-
-def _host(connection: object) -> str:
-    client: tuple[str, int] | None = getattr(connection, "client", None)
-    return client[0] if client else ""

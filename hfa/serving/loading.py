@@ -29,6 +29,7 @@ class Source(NamedTuple):
 
     path: Path
     sha256: str
+    written: tuple[tuple[str, int, int], ...]  # name, bytes and time of each file; of no account once it is loaded
 
 
 class Loader:
@@ -61,9 +62,9 @@ class Loader:
         """The model of `name`, if its artifact is another than at the last look. Raises ConfigError as `load`."""
         try:
             source = self._source(name)
-            if self._seen.get(name) == source:
+            if self._seen.get(name) in (source, source._replace(written=())):
                 return None
-            self._seen[name] = source
+            self._seen[name] = source  # torn, it may be on its way here: looked at again when more of it has come
             artifact = checkpoint.load(source.path)
             _check_vocabulary(artifact)
             engine = self._engine.build(artifact.model, name, artifact.tokenizer.fingerprint())
@@ -72,11 +73,12 @@ class Loader:
             except BaseException:
                 engine.close()
                 raise
+            self._seen[name] = source._replace(written=())
         except ConfigError as error:
             raise error.under("engine") from None
         except HFAError as error:
             if self._said.get(name) != str(error):
-                log.warning("%s is not served: %s", name, error)
+                log.warning("%s is not served from here: %s", name, error)
             self._said[name] = str(error)
             return None
         except Exception as error:
@@ -92,7 +94,9 @@ class Loader:
 
     def _source(self, name: str) -> Source:
         path = checkpoint.resolve(self._specs().get(name, self._spec), architecture=name, root=self._root)
-        return Source(path, str(checkpoint.read_config(path)["weights"].get("sha256")))
+        sha256 = str(checkpoint.read_config(path)["weights"].get("sha256"))
+        files = sorted((file.name, file.stat()) for file in path.iterdir())
+        return Source(path, sha256, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
 
     def _specs(self) -> dict[str, str]:
         """Which artifact to load for which architecture: the folder of one artifact is of one architecture."""

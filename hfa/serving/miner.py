@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
+
+import filelock
 
 from hfa.config import Config, PositiveFloat, config
 from hfa.errors import ConfigError
@@ -110,13 +113,17 @@ class HFAMiner:
     def __enter__(self) -> Self:
         settings = self._config
         with ExitStack() as resources:
+            resources.enter_context(self._handlers)
+            self._on_signals(_leave, signal.SIGTERM)  # SIGINT raises by itself
             bound = resources.enter_context(bind(settings.server.host, settings.server.port))
             network = settings.network.build(settings.wallet)
             status = _status_socket(settings.server)
             if status is not None:
                 resources.enter_context(status)
             server = Server(network, bound, settings.server, status)
-            statistics = Statistics(Path(settings.statistics_path).expanduser())
+            record = Path(settings.statistics_path).expanduser()
+            resources.enter_context(_own(record))
+            statistics = Statistics(record)
             resources.callback(statistics.save)
             ending = resources.enter_context(ExitStack())  # the engines, once there are any
             resources.callback(server.stop, ending.close, self._hurry)
@@ -156,8 +163,7 @@ class HFAMiner:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         log.info("Miner stopping: running requests have %g s to finish", self._config.server.drain_s)
-        with self._handlers, self._resources:
-            pass
+        self._resources.close()
         log.info("Miner stopped")
 
     def run(self) -> None:
@@ -168,7 +174,7 @@ class HFAMiner:
         """
         if self._server is None or self._statistics is None:
             raise RuntimeError("run() is for inside the `with`")
-        self._listen_to_signals()
+        self._on_signals(lambda number, frame: self.stop(), signal.SIGINT, signal.SIGTERM)
         while not self._stopping.wait(self._config.heartbeat_s):
             if not self._server.alive:
                 raise RuntimeError("the server has died; the log says why")
@@ -181,16 +187,35 @@ class HFAMiner:
             self._hurry.set()
         self._stopping.set()
 
-    def _listen_to_signals(self) -> None:
+    def _on_signals(self, handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> None:
         """Until the miner is released; other threads than the main one cannot and need not."""
         if threading.current_thread() is not threading.main_thread():
             return
+        for number in numbers:
+            self._handlers.callback(signal.signal, number, signal.signal(number, handler))
 
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            self.stop()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers.callback(signal.signal, number, signal.signal(number, on_signal))
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End what is being started, as Ctrl-C does."""
+    sys.exit(0)
+
+
+@contextmanager
+def _own(path: Path) -> Iterator[None]:
+    """Have a file to ourselves; on a disk that cannot be written there is nothing to share."""
+    lock = filelock.FileLock(f"{path}.lock", blocking=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        remedy = "another miner that runs writes that one"
+        raise ConfigError("statistics_path", str(path), "a file of this miner's own", remedy) from None
+    except OSError:
+        log.warning("Whether another miner writes %s cannot be told", path)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _status_socket(settings: ServerConfig) -> socket.socket | None:

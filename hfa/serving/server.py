@@ -217,6 +217,7 @@ def _config(app: FastAPI, settings: ServerConfig, **more: Any) -> uvicorn.Config
         http=bounded(
             head_timeout_s=settings.head_timeout_s,
             write_timeout_s=settings.write_timeout_s,
+            max_connections=settings.max_connections,
             max_per_address=settings.max_connections_per_address,
         ),
         log_config=None,
@@ -226,7 +227,6 @@ def _config(app: FastAPI, settings: ServerConfig, **more: Any) -> uvicorn.Config
         date_header=False,
         proxy_headers=False,
         ws="none",
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=settings.keep_alive_s,
         **more,
     )

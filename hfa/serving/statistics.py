@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -142,7 +142,10 @@ class Statistics:
     def totals(self) -> dict[str, Record]:
         """A copy of all records."""
         with self._lock:
-            return {name: Record(**asdict(record)) for name, record in sorted(self._records.items())}
+            return {
+                name: replace(record, misses=dict(record.misses), recent=list(record.recent))
+                for name, record in sorted(self._records.items())
+            }
 
     def save(self) -> None:
         """Write the file if anything has changed: the old one or the new one, never half of one.

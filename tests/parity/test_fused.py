@@ -11,6 +11,8 @@ from torch import Tensor
 from hfa.nn.conv import ShortConv
 from hfa.nn.mlp import SwiGLU
 from hfa.nn.norm import RMSNorm
+from hfa.ops.fused.conv import causal_conv
+from hfa.ops.fused.norm import rms_norm
 
 
 def agree(layer: torch.nn.Module, call: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> None:
@@ -64,3 +66,14 @@ def test_the_operators_are_sound() -> None:
     torch.library.opcheck(torch.ops.hfa.causal_conv.default, (x, tail, weight, True, 1, 16))
     torch.library.opcheck(torch.ops.hfa.rms_norm.default, (x, weight[0].detach(), 1e-6, x.detach().clone()))
     torch.library.opcheck(torch.ops.hfa.swiglu_mlp.default, (x[0], draw(64, 32), draw(32, 32)))
+
+
+def test_weights_that_are_not_contiguous() -> None:
+    """As `load_state_dict(assign=True)` can leave them."""
+    x, tail = torch.randn(2, 9, 32), torch.randn(2, 3, 32)
+    taps, gain = torch.randn(32, 4).T, torch.randn(64)[::2]
+    torch.testing.assert_close(
+        causal_conv(x, tail, taps, silu=False, unit_heads=0, head_dim=16),
+        causal_conv(x, tail, taps.contiguous(), silu=False, unit_heads=0, head_dim=16),
+    )
+    torch.testing.assert_close(rms_norm(x, gain, 1e-6), rms_norm(x, gain.contiguous(), 1e-6))

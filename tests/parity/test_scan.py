@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -118,3 +120,36 @@ def test_low_precision_inputs_are_carried_in_float32() -> None:
     arguments = [x.detach().bfloat16() for x in inputs(9, per_channel=False)]
     out, state = scan(*arguments, erase=True, chunk_size=4)
     assert out.dtype == state.dtype == torch.float32
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float64])
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_the_default_dtype_is_none_of_the_kernels_business() -> None:
+    """Lightning's bf16-true makes it bfloat16, half of what the kernels write."""
+    arguments = inputs(9, per_channel=False, dtype=torch.float32, widths=(16, 16))
+    exact = [x.detach().double().requires_grad_() for x in arguments]
+    got, expected = scan(*arguments, erase=True, chunk_size=4), naive_scan(*exact, erase=True)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad(got[0].sum() + got[1].sum(), arguments),
+        torch.autograd.grad(expected[0].sum() + expected[1].sum(), exact),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_forgotten_at_once() -> None:
+    """A log decay of minus infinity leaves nothing of what was, in chunks as anywhere else."""
+    q, k, v, log_decay, beta, state = (x.detach() for x in inputs(20, per_channel=False))
+    log_decay[:, :, [3, 11]] = -torch.inf
+    got = chunked_scan(q, k, v, log_decay, beta, state, erase=True, chunk_size=8)
+    for ours, theirs in zip(got, naive_scan(q, k, v, log_decay, beta, state, erase=True), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)

@@ -269,3 +269,55 @@ def test_gradients_flow_through_a_carried_state(name: str) -> None:
     (first.square().sum() + second.square().sum()).backward()
     for parameter, expected in zip(trained, whole, strict=True):
         torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture(params=["hfa", "simplemind", "hybrid", "transformer"])
+def wide(request: pytest.FixtureRequest) -> LanguageModel:
+    """A model that the kernels take."""
+    anchors = {"window": 8, "block_size": 4} if request.param in ("hfa", "hybrid") else {}
+    return build(request.param, d_model=64, **anchors)
+
+
+@torch.no_grad()
+def test_half_the_precision_on_a_processor(wide: LanguageModel) -> None:
+    """Beyond the window and token by token, near to what it says in float32."""
+    tokens = some_tokens(2, 60)
+    exact, _ = wide(tokens)
+    half = wide.to(torch.bfloat16)
+    said, state = half(tokens[:, :50])
+    for at in range(50, 60):
+        logits, state = half.step(tokens[:, at], state)
+        said = torch.cat([said, logits[:, None]], dim=1)
+    assert said.dtype == torch.bfloat16
+    errors = (said.float() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert float(errors.median()) < 0.1, "some tokens read another block"
+
+
+@torch.no_grad()
+def test_read_under_autocast_and_continued_without(wide: LanguageModel) -> None:
+    tokens = some_tokens(2, 40)
+    exact, _ = wide(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, state = wide(tokens[:, :29])
+    for at in range(29, 40):
+        logits, state = wide.step(tokens[:, at], state)
+    assert logits.dtype == torch.float32
+    errors = (logits - exact[:, -1]).norm(dim=-1) / exact[:, -1].norm(dim=-1)
+    assert float(errors.max()) < 0.2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 3])
+def test_other_rows_than_the_state_has_are_refused(wide: LanguageModel, rows: int) -> None:
+    _, state = wide(some_tokens(2, 20))
+    with pytest.raises(ValueError, match="cannot continue a state of 2 rows"):
+        wide.step(some_tokens(rows, 1)[:, 0], state)
+
+
+@torch.no_grad()
+def test_rows_that_grow_apart_need_pages() -> None:
+    model = build("hfa", d_model=64)
+    _, state = model(some_tokens(2, 20))
+    assert model.joins
+    with pytest.raises(ValueError, match="no pages"):
+        model.join(some_tokens(1, 5)[0], [4, 1], state)

@@ -115,6 +115,13 @@ def test_prompts_of_other_lengths_beams_and_several_answers(exported: tuple[chec
     assert beams.shape == (2, 17)
     with pytest.raises(ValueError, match="pad on the left"):
         theirs(padded, attention_mask=mask.flip(1))
+    with pytest.raises(ValueError, match=r"attention_mask: got \(2, 9\), expected \(2, 12\)"):
+        theirs(padded, attention_mask=mask[:, :9])
+    with pytest.raises(ValueError, match="past_key_values: got a tuple"):
+        theirs(padded, past_key_values=("not", "a cache"))
+    cache = theirs(padded, attention_mask=mask, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="zeros after the first call"):
+        theirs(padded, attention_mask=torch.cat([mask, mask], dim=1), past_key_values=cache)
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
@@ -124,7 +131,8 @@ def test_a_tokenizer_keeps_its_ids(kind: str, tmp_path: Path) -> None:
     ours = ByteTokenizer() if kind == "byte" else BPEConfig(vocab_size=280, train_bytes=9999).build(lambda: [TEXT] * 9)
     artifact(tmp_path / "ours", "transformer", ours)
     theirs = transformers.AutoTokenizer.from_pretrained(export(tmp_path / "ours", tmp_path / "theirs"))
-    assert theirs(TEXT)["input_ids"] == ours.encode(TEXT)
+    for text in (TEXT, "x <|unused270|> y", f"x {theirs.eos_token} y"):
+        assert theirs(text)["input_ids"] == ours.encode(text)
     assert theirs.decode(ours.encode(TEXT)) == TEXT
     assert theirs.eos_token_id == ours.end_of_text
     assert len(theirs) == ours.vocab_size

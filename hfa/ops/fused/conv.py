@@ -30,7 +30,7 @@ def causal_conv(x: Tensor, tail: Tensor, weight: Tensor, *, silu: bool, unit_hea
         head_dim: channels of a head, in whole vectors; divides C.
     """
     operator = conv_operator if tracked(x, tail, weight) else _forward
-    return operator(x.contiguous(), tail.contiguous(), weight, silu, unit_heads, head_dim)
+    return operator(x.contiguous(), tail.contiguous(), weight.contiguous(), silu, unit_heads, head_dim)
 
 
 def _forward(x: Tensor, tail: Tensor, weight: Tensor, silu: bool, unit_heads: int, head_dim: int) -> Tensor:

@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, gate: Tensor | None = None) 
         gate: of as many elements as x.
     """
     operator = norm_operator if tracked(x, weight, gate) else _forward
-    return operator(x.contiguous(), weight, eps, None if gate is None else gate.contiguous())
+    return operator(x.contiguous(), weight.contiguous(), eps, None if gate is None else gate.contiguous())
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float, gate: Tensor | None) -> Tensor:

@@ -91,6 +91,8 @@ def _search(
     touched = torch.empty(batch, length, dtype=torch.int32)
     scores, query = scores.detach().float().contiguous(), query.detach().contiguous()
     keys = keys.detach()  # here: the threads of the pool have a grad mode of their own
+    if query.dtype not in (torch.float32, torch.float64):
+        query, keys = query.float(), keys.float()
     starts = start.tolist()
 
     def row(b: int) -> None:

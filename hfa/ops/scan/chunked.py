@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_FORGETS = -40.0  # log decay below which nothing is left, in float64 either; -inf would be subtracted from itself
+
 
 def step_scan(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, *, erase: bool
@@ -42,7 +44,7 @@ def chunked_scan(
     pad = -length % chunk_size
     q, k, v, log_decay, beta = (_chunks(x, pad, chunk_size) for x in (q, k, v, log_decay, beta))
 
-    total = log_decay.cumsum(-2)  # G: [B, H, N, chunk, 1 or K]
+    total = log_decay.clamp(min=_FORGETS).cumsum(-2)  # G: [B, H, N, chunk, 1 or K]
     grown = total.exp()
     key_in = k * grown
     query_in = q * grown

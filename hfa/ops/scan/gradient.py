@@ -45,10 +45,10 @@ def recurrent_gradient(
     width, decays = v.shape[-1], log_decay.shape[-1]
     (q, q_row), (k, k_row), (v, v_row), grad_out = rows(q), rows(k), rows(v), grad_out.contiguous()
     decay, beta = log_decay.transpose(1, 2).exp().contiguous(), beta.transpose(1, 2).contiguous()
-    grads = [torch.empty(batch, length, heads, x) for x in (key_width, key_width, width, decays, 1)]
+    grads = [q.new_empty(batch, length, heads, x) for x in (key_width, key_width, width, decays, 1)]
     grad_state = grad_state.clone(memory_format=torch.contiguous_format)
-    states = torch.empty(chunk_size + 1, key_width, width)
-    vectors = torch.empty(chunk_size + 3, width)  # errors of the chunk, then u, y and what is read again
+    states = q.new_empty(chunk_size + 1, key_width, width)
+    vectors = q.new_empty(chunk_size + 3, width)  # errors of the chunk, then u, y and what is read again
     _scan_gradient(
         *(x.data_ptr() for x in (q, k, v, decay, beta, starts, grad_out, grad_state, *grads, states, vectors)),
         *(q_row, k_row, v_row, batch, length, heads, key_width, width, decays, chunk_size, erase),

@@ -42,7 +42,7 @@ def recurrent_scan(
     (q, q_row), (k, k_row), (v, v_row) = rows(q), rows(k), rows(v)
     decay = log_decay.transpose(1, 2).exp().contiguous()
     beta = beta.transpose(1, 2).contiguous()
-    out, state = torch.empty(v.shape), state.clone(memory_format=torch.contiguous_format)
+    out, state = v.new_empty(v.shape), state.clone(memory_format=torch.contiguous_format)
     _scan(
         *(x.data_ptr() for x in (q, k, v, decay, beta, state, out)),
         starts.data_ptr() if starts is not None else 0,

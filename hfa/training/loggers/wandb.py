@@ -14,7 +14,7 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from hfa.config import PositiveFloat, config
-from hfa.errors import CheckpointError
+from hfa.errors import CheckpointError, PassingError
 from hfa.training.loggers.base import LoggerConfig, RunInfo
 from hfa.training.trainer import rank
 
@@ -154,7 +154,8 @@ def download(spec: str, root: Path) -> Path:
     """Fetch the artifact that ``wandb:entity/project/name:alias`` means, once, into a folder below `root`.
 
     Raises:
-        CheckpointError: it does not exist, or cannot be reached or read.
+        PassingError: wandb does not answer.
+        CheckpointError: it does not exist, or cannot be read.
     """
     name = spec.removeprefix("wandb:")
     if not has_credentials():
@@ -165,4 +166,15 @@ def download(spec: str, root: Path) -> Path:
         return Path(artifact.download(root=str(root.joinpath("wandb", *where))))
     except (wandb.Error, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        if _is_away(error):
+            raise PassingError(f"checkpoint={spec}: wandb does not answer ({reason}).") from None
         raise CheckpointError(f"checkpoint={spec}: wandb gave no such artifact ({reason}).") from None
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether it began with a connection: wandb has one error for that and for credentials that are refused."""
+    while error is not None:
+        if isinstance(error, TimeoutError | ConnectionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -131,3 +131,8 @@ def test_junk_is_a_401_and_never_another_exception(junk: dict[str, Any]) -> None
     with pytest.raises(RequestError) as raised:
         DendriteHeaders.read({"bt_header_dendrite_hotkey": "5A", "bt_header_axon_hotkey": "5B"} | junk)
     assert raised.value.status == 401
+
+
+def test_half_a_character_is_refused(asking: Asking) -> None:
+    """JSON can escape one of a pair of surrogates, which no text has."""
+    assert "not the one that was signed" in asking.refusal(asking.headers(), BODY.replace(b"what?", b"\\ud800"))

@@ -106,12 +106,14 @@ def test_permit_and_stake_decide_who_may_ask(chain: Chain) -> None:
 
 def test_lists_come_before_the_chain(chain: Chain) -> None:
     async def scenario() -> None:
-        network = chain([VALIDATOR, POOR, PEER], allow=("poor", "5Friend", "both"), deny=("validator", "both"))
-        assert network.authorize("5Friend") == Neuron(None, "5Friend", 0.0, False, None), "whatever the chain does"
+        friend, both, poor, validator = (f"5{letter * 47}" for letter in "FBPV")
+        seen = [VALIDATOR._replace(hotkey=validator), POOR._replace(hotkey=poor), PEER]
+        network = chain(seen, allow=(poor, friend, both), deny=(validator, both))
+        assert network.authorize(friend) == Neuron(None, friend, 0.0, False, None), "whatever the chain does"
         await network.start()
-        assert network.authorize("poor") == POOR
-        assert refusal(network, "validator") == (403, "Hotkey validator is denied by this miner.")
-        assert refusal(network, "both")[0] == 403
+        assert network.authorize(poor) == seen[1]
+        assert refusal(network, validator) == (403, f"Hotkey {validator} is denied by this miner.")
+        assert refusal(network, both)[0] == 403
         assert refusal(network, "peer")[0] == 403
         await network.close()
 
@@ -300,6 +302,27 @@ def test_another_miner_of_the_same_hotkey_is_not_fought(chain: Chain, caplog: py
     (said,) = [message for message in caplog.messages if message.startswith("Another miner of this hotkey")]
     assert "published 10.0.0.1:9999 over 10.0.0.1:8091" in said
     assert "network.external_port" in said
+
+
+def test_what_was_there_before_and_comes_back_is_newer(chain: Chain, caplog: pytest.LogCaptureFixture) -> None:
+    """Two miners that are restarted in turn do not fight over the endpoint for ever."""
+
+    async def scenario() -> None:
+        network = chain([VALIDATOR])
+        me = network.script[0][0]
+        network.script = [[me._replace(endpoint="10.0.0.2:1")]]
+        await network.start()
+        await network.serve("10.0.0.1", 8091)
+        network.script = [[me._replace(endpoint="10.0.0.1:8091")], [me._replace(endpoint="10.0.0.2:1")]]
+        looks = network.looks
+        await network.until(lambda: network.looks > looks + 3)
+        published = len(network.published)
+        await network.until(lambda: network.looks > looks + 8)
+        assert len(network.published) == published
+        await network.close()
+
+    run(scenario)
+    assert [message for message in caplog.messages if "published 10.0.0.2:1 over 10.0.0.1:8091" in message]
 
 
 def test_close_ends_the_looking(chain: Chain) -> None:

@@ -50,6 +50,8 @@ def test_finney_wants_to_know_the_subnet() -> None:
         ({"external_port": 70000}, "network.external_port: got 70000, expected a port from 1 to 65535, or null."),
         ({"min_stake_tao": -1.0}, "network.min_stake_tao: got -1.0"),
         ({"max_staleness_s": 1.0}, "network.max_staleness_s: got 1.0, expected at least sync_interval_s=120."),
+        ({"netuid": 70000}, "network.netuid: got 70000, expected 0 to 65535."),
+        ({"deny": ["5Nobody"]}, "network.deny: got '5Nobody', expected the ss58 address of a hotkey"),
         ({"netuid": "439"}, "network.netuid: got '439'"),
         ({"min_stake": 5.0}, "did you mean min_stake_tao?"),
     ],

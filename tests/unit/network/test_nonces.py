@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
+import filelock
 import pytest
 
-from hfa.errors import NetworkError
+from hfa.errors import NetworkError, PassingError
 from hfa.network import nonces
 from hfa.network.nonces import NonceStore
 
@@ -70,8 +73,6 @@ def test_processes_racing_for_the_same_nonces_accept_each_once(path: Path) -> No
 
 
 def count(path: Path) -> int:
-    import sqlite3
-
     connection = sqlite3.connect(path)
     try:
         return int(connection.execute("SELECT count(*) FROM nonces").fetchone()[0])
@@ -116,3 +117,22 @@ def test_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file")
     with pytest.raises(NetworkError, match="cannot be used as replay store"):
         NonceStore(tmp_path / "state" / "nonces.sqlite3", 60.0, 1000).open()
+
+
+def test_what_passes_is_no_reason_to_forget_what_was_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that another process holds, or a full disk: to be started again, and not to be moved away."""
+    monkeypatch.setattr(nonces, "_BUSY_TIMEOUT_S", 0.05)
+    path.parent.mkdir()
+    with filelock.FileLock(f"{path}.lock"), pytest.raises(PassingError) as held:
+        NonceStore(path, 60.0, 1000).open()
+    assert "move" not in str(held.value)
+    for pragma in ("busy", "full"):
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL" if pragma == "full" else "BEGIN EXCLUSIVE")
+        if pragma == "full":
+            full = sqlite3.OperationalError("database or disk is full")
+            full.sqlite_errorcode = sqlite3.SQLITE_FULL
+            monkeypatch.setattr(nonces.sqlite3, "connect", Mock(side_effect=full))
+        with pytest.raises(PassingError, match="just now"):
+            NonceStore(path, 60.0, 1000).open()
+        connection.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import bittensor as bt
 import pytest
@@ -258,6 +260,27 @@ def test_missing_torn_and_foreign_hotkeys_are_one_sentence(make_wallet: Callable
         hotkey_file(wallet).write_bytes(torn)
         with pytest.raises(NetworkError, match=r"default cannot be opened \(.*\); do this\.$"):
             open_hotkey(wallet, "do this")
+
+
+def test_the_public_half_alone_is_refused(make_wallet: Callable[[str], WalletConfig]) -> None:
+    wallet = make_wallet("w")
+    create_hotkey(wallet)
+    kept = json.loads(hotkey_file(wallet).read_text())
+    hotkey_file(wallet).write_text(json.dumps({key: kept[key] for key in ("accountId", "publicKey", "ss58Address")}))
+    with pytest.raises(NetworkError, match="holds the public half of a key alone; do this"):
+        open_hotkey(wallet, "do this")
+
+
+def test_an_encrypted_hotkey_and_no_terminal_is_one_sentence(
+    make_wallet: Callable[[str], WalletConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wallet = make_wallet("w")
+    bt.Wallet(name="w", hotkey="default", path=wallet.path).create_new_hotkey(
+        suppress=True, use_password=True, hotkey_password="correct horse battery 1!"
+    )
+    monkeypatch.setattr("getpass.getpass", Mock(side_effect=EOFError))
+    with pytest.raises(NetworkError, match="is encrypted, and there is no terminal to ask for its password"):
+        open_hotkey(wallet, "do this")
 
 
 def test_ed25519_hotkey_is_refused(make_wallet: Callable[[str], WalletConfig]) -> None:

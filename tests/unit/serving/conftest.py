@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,12 @@ def settings(runs: Path, subnet: Subnet) -> Callable[..., MinerConfig]:
 @pytest.fixture
 def start(settings: Callable[..., MinerConfig], subnet: Subnet) -> Iterator[Callable[..., Running]]:
     """``start("server.rate_burst=1", ...)`` runs a miner until the test ends."""
+    number = count()
     with ExitStack() as running:
 
         def enter(*overrides: str) -> Running:
-            miner = running.enter_context(HFAMiner(settings(*overrides)))
+            record = f"statistics_path={subnet.folder / f'statistics{next(number) or str()}.json'}"
+            miner = running.enter_context(HFAMiner(settings(record, *overrides)))
             return Running(miner, subnet, subnet.signer("validator"))
 
         yield enter

@@ -103,9 +103,9 @@ def announce(bodies: BodyReader, length: str | None) -> None:
 
 
 def test_a_body_is_read_up_to_the_cap():
-    assert asyncio.run(reader().read(chunks(4, 6), Upload("a"))) == b"x" * 10
+    assert asyncio.run(reader().read(chunks(4, 6), Upload("a", 1.0))) == b"x" * 10
     with pytest.raises(RequestError, match="10 bytes at most") as refused:
-        asyncio.run(reader().read(chunks(4, 7), Upload("a")))
+        asyncio.run(reader().read(chunks(4, 7), Upload("a", 1.0)))
     assert refused.value.status == 413
 
 
@@ -136,7 +136,7 @@ def test_two_lengths_are_refused_before_the_body():
 
 def test_a_body_that_stops_coming_is_408():
     with pytest.raises(RequestError, match=r"within 0\.01 s") as refused:
-        asyncio.run(reader(timeout_s=0.01).read(nothing(), Upload("a")))
+        asyncio.run(reader(timeout_s=0.01).read(nothing(), Upload("a", 1.0)))
     assert refused.value.status == 408
 
 
@@ -188,7 +188,7 @@ def test_who_holds_a_place_and_sends_nothing_makes_room(monkeypatch, address):
 
     async def scenario():
         honest = asyncio.create_task(send(fast(), "a"))
-        slow = asyncio.create_task(send(nothing(), "a"))
+        slow = asyncio.create_task(send(nothing(), "a" if address == "a" else "c"))
         await asyncio.sleep(0.02)
         with pytest.raises(TryLaterError):  # nobody is slow yet
             await send(chunks(10), address)
@@ -198,5 +198,54 @@ def test_who_holds_a_place_and_sends_nothing_makes_room(monkeypatch, address):
             await slow
         assert refused.value.status == 503
         assert len(await honest) == 1000
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_two_addresses_cannot_take_every_place_by_beginning_anew():
+    """Who has just begun is not late yet; an address with many places still makes room for one with none."""
+    bodies = reader(max_uploads=4, max_uploads_per_address=2, max_bytes=1000, timeout_s=10.0)
+
+    async def send(stream, address):
+        with bodies.place({}, address) as upload:
+            return await bodies.read(stream, upload)
+
+    async def scenario():
+        silent = [asyncio.create_task(send(nothing(), address)) for address in "aabb"]
+        await asyncio.sleep(0)
+        assert await send(chunks(10), "c") == b"x" * 10
+        held = asyncio.create_task(send(nothing(), "c"))
+        await asyncio.sleep(0)
+        for address in "abc":  # one more of those that have some displaces nobody
+            with pytest.raises(TryLaterError):
+                await send(nothing(), address)
+        assert not held.done()
+        for task in [*silent, held]:
+            task.cancel()
+        await asyncio.gather(*silent, held, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_a_body_is_judged_by_its_own_length(monkeypatch):
+    """Half of it in a tenth of its time is not slow, however little that is beside the largest body there may be."""
+    monkeypatch.setattr(admission, "_GRACE_S", 0.0)
+    bodies = reader(max_uploads=1, max_bytes=1 << 30, timeout_s=1.0)
+
+    async def half():
+        yield b"x" * 50_000
+        await asyncio.sleep(0.2)
+        yield b"x" * 50_000
+
+    async def send(stream, address):
+        with bodies.place({"content-length": "100000"}, address) as upload:
+            return len(await bodies.read(stream, upload))
+
+    async def scenario():
+        honest = asyncio.create_task(send(half(), "a"))
+        await asyncio.sleep(0.1)
+        with pytest.raises(TryLaterError):
+            await send(chunks(100_000), "b")
+        assert await honest == 100_000
 
     asyncio.run(asyncio.wait_for(scenario(), 20))

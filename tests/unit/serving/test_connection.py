@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfa.serving.connection import _Connection
+from hfa.serving.connection import _Connection, origin
 
 HEADERS = {"chunked": [], "sized": [("content-length", "12")], "told": [("x-said", "transfer-encoding: chunked")]}
 
@@ -46,3 +46,17 @@ def test_nothing_is_said_after_the_end():
     connection.send(h11.EndOfMessage())
     with pytest.raises(h11.LocalProtocolError):
         connection.send(h11.Data(data=b"late"))
+
+
+@pytest.mark.parametrize(
+    ("client", "said"),
+    [
+        (("10.0.0.1", 1), "10.0.0.1"),
+        (("::ffff:10.0.0.1", 1), "10.0.0.1"),
+        (("2001:db8:1:2:3:4:5:6", 1), "2001:db8:1:2::/64"),
+        (("unix", 0), "unix"),
+        (None, ""),
+    ],
+)
+def test_who_is_at_the_other_end(client, said):
+    assert origin(client) == said

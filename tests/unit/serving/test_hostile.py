@@ -28,7 +28,6 @@ from schemathesis import GenerationMode
 
 from hfa.errors import RequestError
 from hfa.serving import admission
-from hfa.serving.miner import HFAMiner
 
 HTTP = httpx.Client(verify=False, timeout=60, trust_env=False)
 BODY = b'{"prompt": "hello", "max_tokens": 2}'
@@ -170,6 +169,30 @@ def test_one_address_cannot_take_every_connection(start):
     until_ok(running)
 
 
+def test_silent_connections_from_everywhere_make_room_for_who_speaks(start, caplog):
+    """More of them than there is room for, and no address with many."""
+    running = start("server.max_connections=20", "server.max_connections_per_address=10")
+    held = []
+    for number in range(200):
+        held.append(
+            socket.create_connection(address(running), timeout=30, source_address=(f"127.0.1.{number % 20}", 0))
+        )
+    assert post(running).status_code == 200
+    answered = 0
+    for connection in held:
+        connection.settimeout(0.02)
+        try:
+            answered += connection.recv(1) == b""
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            answered += 1
+        finally:
+            connection.close()
+    assert answered >= 180, "those that are too many were closed"
+    assert len([said for said in caplog.messages if said.startswith("More than 20 connections")]) == 1
+
+
 def until_ok(running) -> None:
     limit = time.monotonic() + 30
     while True:
@@ -206,14 +229,13 @@ def test_a_flood_from_one_key_and_from_many(start):
     assert {(answer.status_code, len(answer.content) < 300) for answer in none} == {(403, True)}
 
 
-def test_a_replay_in_the_same_moment_is_accepted_once(start, settings):
+def test_a_replay_in_the_same_moment_is_accepted_once(start):
     """The same signed request from many sockets at once, to two miners that share a hotkey and a nonce folder."""
-    first = start()
-    with HFAMiner(settings()) as second:
-        urls = [first.url, second.url]
-        headers = signed(first)
-        with ThreadPoolExecutor(12) as pool:
-            codes = Counter(pool.map(lambda url: send(url, headers), urls * 10))
+    first, second = start(), start()
+    urls = [first.url, second.url]
+    headers = signed(first)
+    with ThreadPoolExecutor(12) as pool:
+        codes = Counter(pool.map(lambda url: send(url, headers), urls * 10))
     assert codes == {200: 1, 401: 19}
 
 
@@ -496,6 +518,6 @@ def test_a_malicious_artifact_is_a_sentence_and_the_other_model_serves(start, ru
     damage(tmp_path / "outputs" / "hfa" / "checkpoints" / "last", mark)
     running = start(f"checkpoint_root={tmp_path / 'outputs'}")
     assert post(running).json()["reason"] == "hfa is not loaded"
-    assert [record for record in caplog.messages if record.startswith("hfa is not served: ")]
+    assert [record for record in caplog.messages if record.startswith("hfa is not served from here: ")]
     assert "Traceback" not in caplog.text
     assert not mark.exists()

@@ -474,7 +474,7 @@ def test_one_torn_artifact_is_a_warning_and_the_other_serves(start, runs, tmp_pa
     weights.write_bytes(weights.read_bytes()[:1000])
     with caplog.at_level("INFO"):
         running = start(f"checkpoint_root={tmp_path / 'runs'}")
-    assert "hfa is not served" in caplog.text
+    assert "hfa is not served from here" in caplog.text
     assert "Miner ready with 1 models: ['simplemind']" in caplog.text
     with running.client() as client:
         answer = client.generate("hello", max_tokens=2)
@@ -485,7 +485,7 @@ def test_a_model_that_says_more_than_its_tokenizer_knows_is_not_served(start, ti
     folder = tmp_path / "runs" / "hfa" / "checkpoints" / "last"
     checkpoint.save(folder, model=tiny("hfa", vocab_size=300), tokenizer=ByteTokenizer(), provenance={})
     start(f"checkpoint_root={tmp_path / 'runs'}")
-    assert "hfa is not served" in caplog.text
+    assert "hfa is not served from here" in caplog.text
     assert "the model has 300 token ids and its tokenizer 257" in caplog.text
 
 

@@ -9,6 +9,7 @@ import logging.config
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -27,12 +28,14 @@ import yaml
 
 from hfa import checkpoint
 from hfa.data.tokenizers.byte import ByteTokenizer
-from hfa.errors import RequestError
+from hfa.errors import ConfigError, RequestError
 from hfa.network.base import Neuron
 from hfa.network.client import BittensorAuth
 from hfa.serving import loading
+from hfa.serving.loading import Loader
 from hfa.serving.logs import JSONFormatter
 from hfa.serving.miner import HFAMiner
+from hfa.serving.server import Server
 from hfa.serving.service import priority
 
 ROOT = Path(__file__).parents[3]
@@ -141,6 +144,25 @@ def test_an_artifact_that_no_engine_takes_does_not_end_the_watch(start, tiny, tm
     assert running.miner.models["hfa"].engine is engine
     deploy(d_ff=32)
     until(lambda: running.miner.models["hfa"].engine is not engine)
+
+
+def test_an_artifact_that_is_being_copied_is_loaded_once_it_is_here(settings, runs, tmp_path, caplog):
+    source, there = runs / "hfa" / "checkpoints" / "last", tmp_path / "hfa" / "checkpoints" / "last"
+    loader = Loader(spec="latest", root=tmp_path, asked=["hfa"], engine=settings().engine)
+    there.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(source / name, there)
+    weights = (source / "model.safetensors").read_bytes()
+    for part in (100, len(weights) // 2):
+        (there / "model.safetensors").write_bytes(weights[:part])
+        assert loader.newer("hfa") is None
+    assert "hfa is not served from here" in caplog.text
+    (there / "model.safetensors").write_bytes(weights)
+    served = loader.newer("hfa")
+    assert served is not None
+    served.engine.close()
+    (there / "README.md").write_text("a word more")
+    assert loader.newer("hfa") is None, "the same weights are not loaded twice"
 
 
 def test_a_watcher_that_is_loading_does_not_hold_up_the_end(monkeypatch):
@@ -287,6 +309,33 @@ def test_the_status_page_is_for_this_machine_and_shows_what_there_is(start, capl
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_what_tls_cannot_be_served_with_is_one_sentence(settings, tmp_path):
+    words = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=x",
+    ]
+    for name, kept in (("a", ["-nodes"]), ("b", ["-nodes"]), ("c", ["-passout", "pass:secret"])):
+        out = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        subprocess.run(["openssl", *words, *kept, *out], cwd=tmp_path, check=True, stderr=-3)
+    (tmp_path / "none.pem").write_text("none")
+    for certificate, key, said in (
+        ("a.pem", "b.key", "server.tls_certificate"),
+        ("none.pem", "a.key", "server.tls_certificate"),
+        ("c.pem", "c.key", "server.tls_key.*without a password"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            settings(f"server.tls_certificate={tmp_path / certificate}", f"server.tls_key={tmp_path / key}")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_the_status_page_on_all_addresses_and_beside_tls(start, tmp_path, caplog):
     """In plain HTTP whatever the public port speaks, with all that a monitor asks for, and nothing that computes."""
     caplog.set_level("INFO")
@@ -304,10 +353,11 @@ def test_the_status_page_on_all_addresses_and_beside_tls(start, tmp_path, caplog
     assert HTTP.post(url + "/v1/generate").status_code == 404
 
 
-def test_a_status_port_that_is_taken_is_no_reason_not_to_mine(settings, caplog):
+def test_a_status_port_that_is_taken_is_no_reason_not_to_mine(settings, tmp_path, caplog):
     with caplog.at_level("INFO"), HFAMiner(settings()):
         port = re.search(r"Status page at http://127\.0\.0\.1:(\d+)", caplog.text)[1]
-        with HFAMiner(settings(f"server.status_port={port}", "wallet.name=second")) as second:
+        others = ("wallet.name=second", f"statistics_path={tmp_path / 'second.json'}")
+        with HFAMiner(settings(f"server.status_port={port}", *others)) as second:
             assert f"Port {port} is taken; the status page is on another" in caplog.text
             assert HTTP.get(second.url + "/health").status_code == 200
 
@@ -364,16 +414,17 @@ def test_what_passes_is_another_start_and_what_does_not_is_none():
     """The exit codes that the unit goes by."""
     script = """if True:
         import errno, mine
-        from hfa.errors import ConfigError
+        from hfa.errors import ConfigError, PassingError
         from hfa.network.base import NotRegisteredError
         from hfa.network.member import ChainAwayError
         def fail(error):
             raise error
         failures = [ConfigError("a", 1, "2"), NotRegisteredError("."), PermissionError(errno.EACCES, "no", "f")]
-        failures += [ChainAwayError("."), OSError(errno.ENOSPC, "full", "f"), RuntimeError("."), KeyboardInterrupt()]
+        failures += [ChainAwayError("."), PassingError("."), OSError(errno.ENOSPC, "full", "f"), RuntimeError(".")]
+        failures += [KeyboardInterrupt()]
         print([mine.run(lambda: fail(failure)) for failure in failures])"""
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "[2, 1, 2, 75, 75, 70, 130]\n", done.stderr
+    assert done.stdout == "[2, 1, 2, 75, 75, 75, 70, 130]\n", done.stderr
     assert done.stderr.count("Traceback") == 1, "our own fault shows where"
 
 
@@ -430,3 +481,23 @@ def test_what_the_container_runs_composes(tmp_path):
 @pytest.mark.parametrize("style", ["miner", "miner_json"])
 def test_both_kinds_of_logs_can_be_set_up(settings, style):
     assert settings(f"hydra/job_logging={style}").default == "hfa"
+
+
+def test_two_miners_do_not_write_one_record(start, settings):
+    start()
+    with pytest.raises(ConfigError, match=r"statistics_path: .*a file of this miner's own"), HFAMiner(settings()):
+        pass
+
+
+def test_sigterm_while_it_starts_ends_what_was_begun(settings, monkeypatch):
+    """As long as a chain takes to publish the endpoint, requests are answered already: they are drained."""
+    stopped = []
+    stop = Server.stop
+    monkeypatch.setattr(Server, "start", lambda *args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(Server, "stop", lambda *args: stopped.append(stop(*args)))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left, HFAMiner(settings()):
+        pass
+    assert left.value.code == 0
+    assert stopped == [None]
+    assert signal.getsignal(signal.SIGTERM) is before
