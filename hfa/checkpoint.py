@@ -197,8 +197,10 @@ def _visible(folder: Path) -> Path:
 
 def _standing(folder: Path) -> Path:
     """Where the artifact is: in `folder`, or still beside it when a save was cut off between its two renames."""
+    if folder.exists():
+        return folder
     fresh = _sibling(folder, "new")
-    return fresh if not folder.exists() and (fresh / _CONFIG).is_file() else folder
+    return fresh if (fresh / _CONFIG).is_file() else folder
 
 
 def _sha256(path: Path) -> str:

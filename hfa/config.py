@@ -29,6 +29,7 @@ import pydantic
 
 from hfa.errors import ConfigError
 
+Name = Annotated[str, annotated_types.MinLen(1)]
 PositiveInt = Annotated[int, annotated_types.Gt(0)]
 NonNegativeInt = Annotated[int, annotated_types.Ge(0)]
 PositiveFloat = Annotated[float, annotated_types.Gt(0)]
@@ -126,6 +127,9 @@ def _convert(value: Any, key: str) -> Any:
     return value
 
 
+_EXPECTED = {"tuple_type": "a list, e.g. [1,2]"}  # where pydantic's word is Python's and not YAML's
+
+
 def _sentence(cls: type[Config], problem: Mapping[str, Any], key: str) -> ConfigError:
     path = ".".join([*filter(None, [key]), *(str(part) for part in problem["loc"])])
     names = [field.name for field in dataclasses.fields(cls)]
@@ -137,5 +141,6 @@ def _sentence(cls: type[Config], problem: Mapping[str, Any], key: str) -> Config
         )
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return ConfigError(path, _Nothing(), "a value", "set it in the YAML or on the command line")
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = _EXPECTED.get(problem["type"]) or problem["msg"].removeprefix("Input should be ")
+    expected = expected.removeprefix("Value error, ").removeprefix("String should have ")
     return ConfigError(path, problem["input"], expected)

@@ -5,9 +5,9 @@ Options are those of experiments.language, and so is everything else but the lis
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from experiments.entry import leave
 from experiments.language.command import command
 from experiments.language.variant import Variant
 
@@ -31,8 +31,8 @@ PARAMETERS = 860_000
 RECALL = ("data.sources.needle.num_needles=8", "data.sources.needle.num_questions=8")
 
 if __name__ == "__main__":
-    sys.exit(
-        command(
+    leave(
+        lambda: command(
             "ablations",
             description=__doc__,
             experiment=EXPERIMENT,

@@ -6,10 +6,10 @@ the last.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from experiments.ablations.__main__ import EXPERIMENT, PARAMETERS, RECALL
+from experiments.entry import leave
 from experiments.language.command import command
 from experiments.language.variant import Variant
 
@@ -31,8 +31,8 @@ VARIANTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(
-        command(
+    leave(
+        lambda: command(
             "ablations-hybrid",
             description=__doc__,
             experiment=EXPERIMENT,

@@ -6,10 +6,10 @@ question, whose ``--models`` knows the same changes.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from experiments.ablations.__main__ import EXPERIMENT, PARAMETERS, RECALL
+from experiments.entry import leave
 from experiments.language.command import command
 from experiments.language.variant import Variant
 
@@ -38,8 +38,8 @@ VARIANTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(
-        command(
+    leave(
+        lambda: command(
             "ablations-simplemind",
             description=__doc__,
             experiment=EXPERIMENT,

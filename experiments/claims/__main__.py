@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from experiments.claims import counted
 from experiments.claims.claim import REPO, Claim, Table
 from experiments.claims.documents import documents, filled, unknown_figures
 from experiments.claims.studies import tables as study_tables
-from hfa.errors import HFAError
+from experiments.entry import leave, program
 from hfa.training.provenance import provenance
 
 LEDGER = Path(__file__).parent / "ledger.json"
@@ -29,7 +28,9 @@ console = Console(highlight=False)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check or write; returns the exit code, 1 when something does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="write the ledger and the documents' tables")
     parser.add_argument("--fast", action="store_true", help="do not count again")
     asked = parser.parse_args(arguments)
@@ -133,7 +134,4 @@ def _name(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HFAError as error:
-        sys.exit(f"{error}")
+    leave(main)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from rich.console import Console
 
+from experiments.entry import leave
 from hfa.errors import ConfigError, HFAError
 from hfa.training.provenance import processor
 
@@ -267,11 +268,4 @@ def show(paths: Sequence[Path], clock: Literal["wall", "cpu"]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except HFAError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"Interrupted; what was measured is kept in {OUTPUTS}.\n")
-        sys.exit(130)
+    leave(lambda: main(sys.argv[1:]), f"Interrupted; what was measured is kept in {OUTPUTS}.")

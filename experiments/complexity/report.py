@@ -178,7 +178,7 @@ def fit_slope(cells: Mapping[int, Sequence[float]], seed: int) -> Slope | None:
 
 @dataclass(frozen=True)
 class Requirement:
-    """One line of issue 3's points 2 and 3, and what this run says to it; `value` is None where it says nothing."""
+    """What is required of a model, and what this run says to it; `value` is None where it says nothing."""
 
     text: str
     value: float | None
@@ -194,7 +194,7 @@ class Requirement:
 
 
 def requirements(results: Results, model: str = OURS) -> Iterator[Requirement]:
-    """Issue 3's points 2 and 3 for one of our models."""
+    """What is required of one of our models: slopes, speed beside peers, and the size of its state."""
     for name in (model, f"{model}-tiny"):
         if name in results.models:
             yield _slope_requirement(results, name, "prefill")
@@ -348,7 +348,7 @@ def _compared(facts: Mapping[str, Any]) -> bool:
 
 
 def _requirement_table(results: Results, model: str) -> Table:
-    table = Table(title=f"\nissue 3, points 2 and 3: {model}", title_style="bold")
+    table = Table(title=f"\nrequirements: {model}", title_style="bold")
     for column in ("requirement", "limit", "measured", "holds"):
         table.add_column(column, justify="left" if column == "requirement" else "right")
     verdicts = {True: "[green]yes[/green]", False: "[red]no[/red]", None: "not measured"}

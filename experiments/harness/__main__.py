@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.entry import leave, program
 from experiments.language.study import cpu
 from hfa import checkpoint
 from hfa.errors import HFAError
@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """What is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="latest | best | a folder")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="options of conf/data, or some of its own")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a document")
@@ -115,7 +117,4 @@ def run(artifact: Path, tasks: list[str], *, length: int, count: int, folder: Pa
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HFAError as error:
-        sys.exit(f"{error}")
+    leave(main)

@@ -6,15 +6,15 @@ the command goes on where it was cut off.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from experiments.entry import leave
 from experiments.language.command import command
 from experiments.language.models import PARAMETERS, VARIANTS
 
 if __name__ == "__main__":
-    sys.exit(
-        command(
+    leave(
+        lambda: command(
             "language",
             description=__doc__,
             experiment="language",

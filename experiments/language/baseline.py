@@ -6,9 +6,9 @@ once.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from experiments.entry import leave
 from experiments.language.command import command
 from experiments.language.models import PARAMETERS, TRANSFORMER
 from experiments.language.variant import Variant
@@ -22,8 +22,8 @@ VARIANTS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(
-        command(
+    leave(
+        lambda: command(
             "baseline",
             description=__doc__,
             experiment="language",

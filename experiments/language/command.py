@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from experiments.entry import program
 from experiments.language.ledger import Ledger
 from experiments.language.report import draw, draw_recall, table, written
 from experiments.language.study import OUTPUTS, Study, console
@@ -70,7 +71,9 @@ def command(
 
 def parse(arguments: Sequence[str] | None, description: str | None, variants: Sequence[str]) -> argparse.Namespace:
     """What is asked for."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program(), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=variants, choices=variants, help="in this order")
     parser.add_argument("--sweep", action="store_true", help="find the best learning rate, with the first seed")
     parser.add_argument(

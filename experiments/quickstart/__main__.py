@@ -5,6 +5,7 @@ Each step is a command that is printed before it runs, so that any of them can b
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import random
@@ -23,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.entry import leave, program
 from hfa import checkpoint
 from hfa.errors import CheckpointError, HFAError, NetworkError
 from hfa.metrics.plot import plot_recall
@@ -45,10 +47,18 @@ console = Console(highlight=False)
 
 def main() -> int:
     """Run everything; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help=f"evaluate on twice as many examples, and keep what was measured in {RESULTS}",
+    )
+    recording = parser.parse_args().record
     began = time.monotonic()
     for model in MODELS:
         train(model)
-    recording = "--record" in sys.argv[1:]
     evaluations = {model: evaluate(model, "evaluate.num_examples=16" if recording else "") for model in MODELS}
     console.print(comparison(evaluations))
     recalls = {model: Recall.from_json(measured["recall_by_depth"]) for model, measured in evaluations.items()}
@@ -224,9 +234,4 @@ def git(*words: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HFAError as error:
-        sys.exit(f"{error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"`{shlex.join(map(str, error.cmd))}` failed with exit code {error.returncode}.")
+    leave(main)

@@ -17,16 +17,18 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from experiments.entry import leave, program
 from experiments.report.charts import colours, draw
 from experiments.report.collect import collect
 from experiments.report.run import Found
 from experiments.report.sections import amounts, sections
-from hfa.errors import HFAError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("paths", nargs="+", type=Path, help="run directories, folders of them, files of results")
     parser.add_argument("--out", type=Path, default=Path("outputs/report.html"), help="(default: %(default)s)")
     parser.add_argument("--title", default="What was measured", help="(default: %(default)s)")
@@ -74,8 +76,4 @@ def breakable(text: str) -> Markup:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HFAError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    leave(main)

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+from experiments.entry import leave, program
 from experiments.retention.ledger import Ledger
 from experiments.retention.plan import LENGTHS, MILLION
 from experiments.retention.report import draw, table
 from experiments.retention.study import OUTPUTS, console, estimate, measure, threads, train, training_record
-from hfa.errors import HFAError
 from hfa.training.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """What is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="to train and measure")
     lengths = [*LENGTHS, MILLION]
     parser.add_argument("--lengths", nargs="+", type=int, default=lengths, help="tokens; 1048576 is for passkeys alone")
@@ -65,9 +65,4 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     keep_freed_memory()  # of the whole process, so not in what a test calls
-    try:
-        sys.exit(main())
-    except HFAError as error:
-        sys.exit(f"{error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"training failed with exit code {error.returncode}; its log says why.")
+    leave(main)

@@ -6,9 +6,9 @@ Options and results are those of experiments.language.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
+from experiments.entry import leave
 from experiments.language import models
 from experiments.language.command import command
 
@@ -21,8 +21,8 @@ SHORTER = ("evaluate.lengths=[1024,4096]",)  # of what takes seconds for each ex
 VARIANTS["transformer"] = dataclasses.replace(VARIANTS["transformer"], evaluation=SHORTER)
 
 if __name__ == "__main__":
-    sys.exit(
-        command(
+    leave(
+        lambda: command(
             EXPERIMENT,
             description=__doc__,
             experiment=EXPERIMENT,

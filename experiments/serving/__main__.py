@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.complexity.__main__ import environment, processor, rounded
+from experiments.entry import leave
 
 RESULTS = Path(__file__).parent / "results"
 OUTPUTS = Path("outputs/serving")
@@ -70,8 +71,4 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; the parts that were measured are kept.\n")
-        sys.exit(130)
+    leave(lambda: main(sys.argv[1:]), "Interrupted; the parts that were measured are kept.")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from experiments.entry import leave, program
 from experiments.language.ledger import Ledger, Record
 from experiments.language.study import OUTPUTS, cpu
 from experiments.state.report import draw, table, trained
 from experiments.state.subjects import SUBJECTS
 from experiments.state.trial import FAR, TEST, Plan, trial
-from hfa.errors import HFAError
 from hfa.training.allocator import keep_freed_memory
 from hfa.training.provenance import provenance
 
@@ -54,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--models",
         nargs="*",
@@ -104,7 +105,4 @@ def best(ledger: Ledger, name: str, floats: int, asked: argparse.Namespace) -> f
 
 if __name__ == "__main__":
     keep_freed_memory()  # of the whole process, so not in what a test calls
-    try:
-        sys.exit(main())
-    except HFAError as error:
-        sys.exit(f"{error}")
+    leave(main)

@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.complexity.__main__ import processor
+from experiments.entry import leave
 from experiments.subnet.challenge import draw
 from experiments.subnet.validator import Outcome, ask, scores, weights
 from hfa import checkpoint
-from hfa.errors import CheckpointError, HFAError, NetworkError
+from hfa.errors import CheckpointError, NetworkError
 from hfa.network.base import WalletConfig
 from hfa.network.bittensor import HotkeySigner, create_hotkey
 from hfa.network.local import config_from_yaml
@@ -259,7 +260,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HFAError as error:
-        sys.exit(str(error))
+    leave(main)

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import annotated_types
-
-from hfa.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
+from hfa.config import Config, Name, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError, NetworkError
 
 _MAX_NETUID = 65535
 _ADDRESS = re.compile("5[1-9A-HJ-NP-Za-km-z]{46,47}")  # ss58 with Bittensor's prefix, 42
-Name = Annotated[str, annotated_types.MinLen(1)]
 
 
 class NotRegisteredError(NetworkError):

@@ -21,9 +21,9 @@ from bittensor import http_auth
 from bittensor.keyfiles import KeyfileError, Keypair, WrongPasswordError
 from bittensor.settings import resolve_endpoint
 
-from hfa.config import NonNegativeFloat, PositiveFloat, config
+from hfa.config import Name, NonNegativeFloat, PositiveFloat, config
 from hfa.errors import ConfigError, NetworkError, RequestError
-from hfa.network.base import AuthConfig, Caller, Endpoint, Name, NetworkConfig, Neuron, WalletConfig, Wire
+from hfa.network.base import AuthConfig, Caller, Endpoint, NetworkConfig, Neuron, WalletConfig, Wire
 from hfa.network.dendrite import DendriteWire
 from hfa.network.member import ChainAwayError, Member
 from hfa.network.nonces import NonceStore

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import yaml
 
-from hfa.config import config, from_mapping
+from hfa.config import Name, config, from_mapping
 from hfa.errors import ConfigError, HFAError, NetworkError
-from hfa.network.base import Endpoint, Name, NetworkConfig, Neuron, Verifier, WalletConfig
+from hfa.network.base import Endpoint, NetworkConfig, Neuron, Verifier, WalletConfig
 from hfa.network.bittensor import HotkeyVerifier, create_hotkey, hotkey_file, open_hotkey
 from hfa.network.member import Member
 from hfa.network.subnet_file import Registration, SubnetFile

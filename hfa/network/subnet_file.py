@@ -13,9 +13,9 @@ from typing import Any
 
 import filelock
 
-from hfa.config import Config, NonNegativeFloat, NonNegativeInt, config, from_mapping
+from hfa.config import Config, Name, NonNegativeFloat, NonNegativeInt, config, from_mapping
 from hfa.errors import ConfigError, NetworkError
-from hfa.network.base import Name, Neuron
+from hfa.network.base import Neuron
 
 _FORMAT = 1
 _LOCK_TIMEOUT_S = 30.0

@@ -19,7 +19,7 @@ from hfa.serving.service import Served, Service
 
 log = logging.getLogger(__name__)
 
-_NEWEST = ("latest", "best")
+NEWEST = ("latest", "best")
 _MOVE_S = 0.1  # between two looks for sessions that are busy no longer
 _JOIN_S = 5.0  # what a look that is under way gets to end, after the drain
 
@@ -100,7 +100,7 @@ class Loader:
 
     def _specs(self) -> dict[str, str]:
         """Which artifact to load for which architecture: the folder of one artifact is of one architecture."""
-        if self._spec in _NEWEST:
+        if self._spec in NEWEST:
             return dict.fromkeys(self._asked, self._spec)
         try:
             folder = checkpoint.resolve(self._spec, architecture=None, root=self._root)

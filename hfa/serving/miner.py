@@ -22,7 +22,7 @@ from hfa.inference import EngineConfig
 from hfa.models import architectures
 from hfa.network.base import Endpoint, Network, NetworkConfig, WalletConfig
 from hfa.serving.app import ServerConfig, create_app, create_status_app
-from hfa.serving.loading import Loader, Watcher
+from hfa.serving.loading import NEWEST, Loader, Watcher
 from hfa.serving.metrics import Metrics
 from hfa.serving.selection import SelectionConfig
 from hfa.serving.server import Server, bind
@@ -65,6 +65,11 @@ class MinerConfig(Config):
             for name in names:
                 if name not in known:
                     raise ConfigError(key, name, f"one of {', '.join(known)}")
+        if self.watch_s is None and self.checkpoint not in NEWEST and not Path(self.checkpoint).exists():
+            remedy = "with watch_s=60 it is waited for"
+            raise ConfigError(
+                "checkpoint", self.checkpoint, "latest, best, or an artifact's folder that is there", remedy
+            )
 
     @property
     def asked(self) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hfa.config import Config, NonNegativeInt, PositiveInt, config, from_mapping
+from hfa.config import Config, Name, NonNegativeInt, PositiveInt, config, from_mapping
 from hfa.data.source import SourceConfig
 from hfa.data.tokenizers import TokenizerConfig
 from hfa.errors import ConfigError
@@ -45,8 +45,8 @@ class Settings(Config):
 
     seed: NonNegativeInt
     mode: Literal["train", "evaluate", "audit"]
-    name: str
-    output_dir: str
+    name: Name
+    output_dir: Name
     cache_dir: str
     data: SourceConfig
     trainer: TrainerConfig

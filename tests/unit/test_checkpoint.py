@@ -74,6 +74,13 @@ def test_latest_is_the_newest_of_the_architecture(tmp_path: Path) -> None:
         checkpoint.resolve("latest", architecture="hfa", root=tmp_path)
 
 
+@pytest.mark.parametrize("spec", ["", ".", "/"])
+def test_a_folder_without_a_name_is_a_folder(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        checkpoint.load(checkpoint.resolve(spec, architecture=None, root=tmp_path))
+
+
 def test_other_hidden_folders_are_nobodys_siblings(tmp_path: Path) -> None:
     save(tmp_path / "run" / "last").rename(tmp_path / ".backup")
     with pytest.raises(CheckpointError, match="no artifact below"):

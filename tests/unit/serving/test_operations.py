@@ -483,6 +483,12 @@ def test_both_kinds_of_logs_can_be_set_up(settings, style):
     assert settings(f"hydra/job_logging={style}").default == "hfa"
 
 
+def test_a_folder_that_nobody_would_look_for_again_has_to_be_there(settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"checkpoint: .*with watch_s=60 it is waited for"):
+        settings(f"checkpoint={tmp_path / 'nowhere'}")
+    settings(f"checkpoint={tmp_path / 'nowhere'}", "watch_s=60")
+
+
 def test_two_miners_do_not_write_one_record(start, settings):
     start()
     with pytest.raises(ConfigError, match=r"statistics_path: .*a file of this miner's own"), HFAMiner(settings()):

@@ -1,0 +1,41 @@
+"""How a study's command begins and ends: its name in the usage line, and what went wrong in one sentence."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from hfa.mistakes import sentence
+
+FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
+
+
+def program() -> str:
+    """``python -m experiments.NAME``, as it was called."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
+
+
+def leave(main: Callable[[], int], interrupted: str = "Interrupted; what was finished is kept.") -> NoReturn:
+    """Run a study and exit: with 2 after what a user got wrong, with 1 after a step of the study that failed.
+
+    Args:
+        main: gives the exit code.
+        interrupted: what to say after Ctrl-C.
+    """
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        code, said = INTERRUPTED, interrupted
+    except subprocess.CalledProcessError as error:
+        code, said = FAILED, f"`{shlex.join(map(str, error.cmd))}` failed with exit code {error.returncode}."
+    except Exception as error:
+        known = sentence(error)
+        if known is None:
+            raise
+        code, said = MISTAKEN, known
+    sys.stderr.write(f"{said}\n")
+    sys.exit(code)

@@ -1,0 +1,56 @@
+"""How a study's command ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.entry import leave
+from hfa.errors import DataError
+
+ROOT = Path(__file__).parents[3]
+
+
+def fails(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "said"),
+    [
+        (lambda: 0, 0, ""),
+        (lambda: 1, 1, ""),
+        (fails(DataError("There is no text.")), 2, "There is no text.\n"),
+        (fails(FileNotFoundError(2, "No such file", "here.json")), 2, "here.json: No such file; name another place"),
+        (fails(subprocess.CalledProcessError(3, ["a", "b c"])), 1, "`a 'b c'` failed with exit code 3.\n"),
+        (fails(KeyboardInterrupt()), 130, "Interrupted; what was finished is kept.\n"),
+    ],
+)
+def test_how_it_ends(main: Callable[[], int], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        leave(main)
+    assert left.value.code == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_our_own_fault_shows_where() -> None:
+    with pytest.raises(ZeroDivisionError):
+        leave(fails(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("name", ["quickstart", "language", "ablations.hybrid", "claims", "retention", "subnet"])
+def test_help_runs_nothing_and_says_how_it_was_called(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"experiments.{name}", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0
+    assert shown.stdout.startswith(f"usage: python -m experiments.{name} ")
+    mistaken = subprocess.run([*command[:-1], "--recrod"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert mistaken.returncode == 2
+    assert "Traceback" not in mistaken.stderr
