@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -59,6 +60,9 @@ def until(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> N
         pause.wait(0.02)
 
 
+_NUMBERS = itertools.count()
+
+
 class Miner:
     """A running `python mine.py` and what it has printed."""
 
@@ -71,6 +75,7 @@ class Miner:
                 "server.host=127.0.0.1",
                 "server.port=0",
                 "server.status_port=0",
+                f"statistics_path=.hfa/statistics/{next(_NUMBERS)}.json",  # several run at once, on whatever ports
                 *words,
             ],
             cwd=folder,
@@ -359,7 +364,7 @@ def test_a_torn_artifact_is_a_warning_and_the_other_serves(place, validator, tmp
     weights = copy / "hfa" / "checkpoints" / "last" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with mining(place, f"checkpoint_root={copy}") as running, client(running, validator) as signed:
-        assert running.has("WARNING hfa is not served: ")
+        assert running.has("WARNING hfa is not served from here: ")
         assert running.has("Miner ready with 1 models: ['simplemind']")
         assert signed.generate("hello", max_tokens=2).reason == "hfa is not loaded"
 
