@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Iterator
@@ -95,26 +96,28 @@ def decode() -> Table:
 
 
 def slopes() -> Table:
-    """Slopes of HFA's log time and log peak memory over log length, with their bootstrap intervals."""
+    """Slopes of our models' log time and log peak memory over log length, with their bootstrap intervals."""
     rows, claims = [], []
     regimes: dict[Regime, str] = {"prefill": "prefill", "train": "training", "decode": "decode, of a token"}
-    for regime, title in regimes.items():
+    for (model, name), (regime, title) in itertools.product(_TITLES.items(), regimes.items()):
         source = _COMPLEXITY.format(regime)
         data, made = read(source)
         results = Results(data)
-        found = {"time": results.slope("hfa", regime), "peak memory": results.peak_slope("hfa", regime)}
+        if model not in results.tried(regime):
+            continue
+        found = {"time": results.slope(model, regime), "peak memory": results.peak_slope(model, regime)}
         for what, slope in found.items():
             if slope is None:
                 continue
             span = f"{slope.lengths[0]:,} to {slope.lengths[-1]:,}"
-            said = f"slope of HFA's log {what} over log length, {title}, {span} tokens"
+            said = f"slope of {name}'s log {what} over log length, {title}, {span} tokens"
             claims.append(
                 Claim(
                     claim=said, shown=str(slope), value=slope.value, interval=slope.interval, source=source, made=made
                 )
             )
-            rows.append([f"{title}: {what}", span, str(slope)])
-    return Table(name="slopes", head=["HFA", "tokens", "slope [95% interval]"], rows=rows, claims=claims)
+            rows.append([f"{name}, {title}: {what}", span, str(slope)])
+    return Table(name="slopes", head=["model", "tokens", "slope [95% interval]"], rows=rows, claims=claims)
 
 
 def soak() -> Table:
