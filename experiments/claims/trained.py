@@ -126,7 +126,7 @@ def _compared(study: Study) -> Table:
         ]
         rows.append([variants[name].title, f"{runs[0]['lr']:g}", str(len(measured if edited else runs)), *cells])
     head = ["model", "learning rate", "seeds", "validation", *(f"test, {length:,}" for length in lengths)]
-    head += [f"{task}, {length:,}" for task, length in asked]
+    head += [f"{task}, exact %, {length:,}" for task, length in asked]
     return Table(name=study.name, head=head, rows=rows, claims=claims)
 
 
