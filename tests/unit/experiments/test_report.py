@@ -437,7 +437,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         collect([tmp_path / "nowhere"])
     with pytest.raises(HFAError, match="no runs here; name run directories"):
         collect([tmp_path])
-    assert page(collect([STUDIES / "complexity" / "results" / "prefill.json"]), "t", "c").count("<figure>") == 2
+    assert page(collect([STUDIES / "complexity" / "results" / "prefill.json"]), "t", "c").count("<figure>") >= 2
     done = subprocess.run(
         [sys.executable, "-m", "experiments.report", str(tmp_path)], cwd=STUDIES.parent, capture_output=True, text=True
     )
