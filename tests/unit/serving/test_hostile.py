@@ -28,6 +28,7 @@ from schemathesis import GenerationMode
 
 from hfa.errors import RequestError
 from hfa.serving import admission
+from hfa.serving.miner import HFAMiner
 
 HTTP = httpx.Client(verify=False, timeout=60, trust_env=False)
 BODY = b'{"prompt": "hello", "max_tokens": 2}'
