@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from experiments.ablations import __main__ as hfa
+from experiments.ablations import __main__ as parts
 from experiments.ablations import hybrid, simplemind
 from experiments.claims.claim import REPO, Claim, Table, made_by
 from experiments.language import report as language_report
@@ -70,12 +70,12 @@ def language() -> Table:
 def ablations() -> Iterator[Table]:
     """What each part of HFA and of SimpleMind is worth, and what each mixture of their layers is."""
     studies = {
-        "ablations": hfa.VARIANTS,
+        "ablations": parts.VARIANTS,
         "ablations-simplemind": simplemind.VARIANTS,
         "ablations-hybrid": hybrid.VARIANTS,
     }
     for name, variants in studies.items():
-        yield _compared(_study(name, hfa.EXPERIMENT, hfa.PARAMETERS, variants, _ABLATIONS))
+        yield _compared(_study(name, parts.EXPERIMENT, parts.PARAMETERS, variants, _ABLATIONS))
 
 
 def _study(name: str, experiment: str, parameters: int, variants: Mapping[str, Variant], source: str) -> Study:

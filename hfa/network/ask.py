@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
+from urllib.parse import urlsplit
 
 from hfa.errors import HFAError, NetworkError
 from hfa.network.bittensor import open_hotkey
@@ -75,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--deadline-s", type=float, help="seconds after which the answer ends as it is")
     miner = parser.add_argument_group("who is asked, and by whom")
     miner.add_argument("--url", help="http://host:port (default: as published on the local subnet)")
-    miner.add_argument("--receiver", help="the miner's hotkey (default: the one miner of the local subnet)")
+    miner.add_argument(
+        "--receiver", help="the miner's hotkey (default: of the local subnet, the one at --url, or the only one)"
+    )
     miner.add_argument("--timeout", type=float, default=600.0, help="seconds of silence to bear (default: %(default)g)")
     add_wallet_flags(miner, name="validator", hotkey="default")
     add_subnet_flags(miner)
@@ -88,6 +91,9 @@ def _miner(arguments: argparse.Namespace, config: LocalNetworkConfig) -> tuple[s
         return arguments.url, arguments.receiver
     serving = {one.hotkey: one.endpoint for one in config.file().read() if one.endpoint}
     where = f"netuid {config.netuid} in {config.file().path}"
+    if arguments.url:  # of several, the one that is there
+        at = urlsplit(arguments.url).netloc
+        serving = {hotkey: endpoint for hotkey, endpoint in serving.items() if endpoint == at} or serving
     if arguments.receiver is None and len(serving) != 1:
         hotkeys = f" ({', '.join(serving)})" if serving else ""
         remedy = (

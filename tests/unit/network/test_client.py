@@ -122,6 +122,8 @@ def test_command_line_looks_the_miner_up(
     assert "2 miners are published on netuid 1" in said()
     assert "(5A, 5B); name one with --receiver" in said()
     assert "http://127.0.0.1:2 cannot be reached" in said("--receiver", "5B")
+    assert "http://127.0.0.1:2 cannot be reached" in said("--url", "http://127.0.0.1:2"), "the one that is there"
+    assert "2 miners are published" in said("--url", "http://127.0.0.1:3")
     assert "http://127.0.0.1:3 cannot be reached" in said("--receiver", "5C", "--url", "http://127.0.0.1:3")
     assert "--context-file: " in said("--receiver", "5B", "--context-file", str(tmp_path / "none.txt"))
 
