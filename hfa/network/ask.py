@@ -76,9 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--deadline-s", type=float, help="seconds after which the answer ends as it is")
     miner = parser.add_argument_group("who is asked, and by whom")
     miner.add_argument("--url", help="http://host:port (default: as published on the local subnet)")
-    miner.add_argument(
-        "--receiver", help="the miner's hotkey (default: of the local subnet, the one at --url, or the only one)"
-    )
+    miner.add_argument("--receiver", help="the miner's hotkey (default: that of the local subnet, at --url)")
     miner.add_argument("--timeout", type=float, default=600.0, help="seconds of silence to bear (default: %(default)g)")
     add_wallet_flags(miner, name="validator", hotkey="default")
     add_subnet_flags(miner)
