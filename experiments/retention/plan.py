@@ -21,6 +21,7 @@ EXPERIMENT = "retention"
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17)
 MILLION = 1 << 20
 MILLION_TASKS = ("passkey_same", "passkey_apart", "passkey_repeated")
+PRACTICE = ("mqar_many", "passkey_often")  # are trained on, and not measured: no context is as crowded as theirs
 _LOOKED_AT = 32  # examples that the number of queries in an example is the mean of
 
 
@@ -52,6 +53,7 @@ def sources(settings: TrainSettings, tokenizer: Tokenizer) -> dict[str, Source]:
     made = {
         name: replace(data, sources={name: source}, weights={name: 1}).build(tokenizer, settings.cache)
         for name, source in data.sources.items()
+        if name not in PRACTICE
     }
     return {name: source for name, source in made.items() if source.kind == "recall"}
 
