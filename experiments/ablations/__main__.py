@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.ablations.setting import EXPERIMENT, PARAMETERS, RECALL
 from experiments.entry import leave
 from experiments.language.command import command
 from experiments.language.variant import Variant
@@ -28,9 +29,6 @@ VARIANTS = {
     ),
     "unread": Variant(title="HFA, retrieval off when measured", trained_as="hfa", edits={"num_retrieved": 0}),
 }
-EXPERIMENT = "quickstart"  # text and recall at once, minutes a run
-PARAMETERS = 860_000
-RECALL = ("data.sources.needle.num_needles=8", "data.sources.needle.num_questions=8")
 
 if __name__ == "__main__":
     leave(

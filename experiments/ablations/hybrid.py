@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.ablations.__main__ import EXPERIMENT, PARAMETERS, RECALL
+from experiments.ablations.setting import EXPERIMENT, PARAMETERS, RECALL
 from experiments.entry import leave
 from experiments.language.command import command
 from experiments.language.variant import Variant

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.ablations import __main__ as parts
-from experiments.ablations import hybrid, simplemind
+from experiments.ablations import hybrid, setting, simplemind
 from experiments.claims.claim import REPO, Claim, Table, made_by
 from experiments.language import report as language_report
 from experiments.language.ledger import Ledger as Runs
@@ -75,7 +75,7 @@ def ablations() -> Iterator[Table]:
         "ablations-hybrid": hybrid.VARIANTS,
     }
     for name, variants in studies.items():
-        yield _compared(_study(name, parts.EXPERIMENT, parts.PARAMETERS, variants, _ABLATIONS))
+        yield _compared(_study(name, setting.EXPERIMENT, setting.PARAMETERS, variants, _ABLATIONS))
 
 
 def _study(name: str, experiment: str, parameters: int, variants: Mapping[str, Variant], source: str) -> Study:

@@ -41,7 +41,7 @@ class AnchorSettings(FlowSettings):
     """What flow and anchor layers need, and how layers of different kinds follow each other."""
 
     pattern: tuple[str, ...]  # kinds of layer, repeated from the first layer to the last
-    num_memory_heads: PositiveInt  # key-value heads of an anchor layer
+    num_kv_heads: PositiveInt  # key-value heads of an anchor layer
     window: PositiveInt  # tokens an anchor layer always reads
     block_size: PositiveInt  # tokens that leave the window, and enter the index, together: an anchor
     num_retrieved: NonNegativeInt  # tokens read beyond the window; with 0 that is all that is read
@@ -55,8 +55,8 @@ class AnchorSettings(FlowSettings):
 
     def check(self) -> None:
         super().check()
-        if self.num_heads % self.num_memory_heads:
-            raise ConfigError("num_memory_heads", self.num_memory_heads, f"a divisor of num_heads={self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError("num_kv_heads", self.num_kv_heads, f"a divisor of num_heads={self.num_heads}")
         if self.window % self.block_size:
             raise ConfigError("window", self.window, f"a multiple of block_size={self.block_size}")
         if self.num_ranked < self.num_retrieved:
@@ -99,8 +99,8 @@ class Anchor(Mixer):
 
     def __init__(self, settings: AnchorSettings) -> None:
         super().__init__()
-        width, heads, memory_heads = settings.d_model, settings.num_heads, settings.num_memory_heads
-        self.num_heads, self.num_memory_heads, self.head_dim = heads, memory_heads, settings.head_dim
+        width, heads, kv_heads = settings.d_model, settings.num_heads, settings.num_kv_heads
+        self.num_heads, self.num_kv_heads, self.head_dim = heads, kv_heads, settings.head_dim
         self.search = Search(
             settings.window,
             settings.block_size,
@@ -110,7 +110,7 @@ class Anchor(Mixer):
             settings.leaf_size,
             settings.num_ranked,
         )
-        memory_width = memory_heads * self.head_dim
+        memory_width = kv_heads * self.head_dim
         self.read_all = settings.read_all
         self.logn_length = settings.logn_length
         self.query = Linear(width, width, bias=False)
@@ -129,25 +129,25 @@ class Anchor(Mixer):
     @torch.no_grad()
     def match_init(self) -> None:
         """Equal contexts match (queries are projected as keys are), and what is read is copied to the stream."""
-        group = self.num_heads // self.num_memory_heads
+        group = self.num_heads // self.num_kv_heads
         nn.init.orthogonal_(self.value.weight)
         nn.init.orthogonal_(self.key.weight)  # or keys of what differs would lie in few directions, and look alike
-        heads = self.value.weight.unflatten(0, (self.num_memory_heads, self.head_dim))
+        heads = self.value.weight.unflatten(0, (self.num_kv_heads, self.head_dim))
         self.out.weight.copy_(heads.repeat_interleave(group, dim=0).flatten(0, 1).T / group)
-        keys = self.key.weight.unflatten(0, (self.num_memory_heads, self.head_dim))
+        keys = self.key.weight.unflatten(0, (self.num_kv_heads, self.head_dim))
         self.query.weight.copy_(keys.repeat_interleave(group, dim=0).flatten(0, 1))
         self.query_conv.peak(_QUERY_TAPS)
         self.key_conv.peak(_KEY_TAPS)
 
     def init_state(self, batch_size: int) -> AnchorState:
         weight = self.key.weight
-        page = weight.new_empty(self.num_memory_heads, self.head_dim)
+        page = weight.new_empty(self.num_kv_heads, self.head_dim)
         memory = Memory.empty(batch_size, page, page, weight.new_empty(GROUPS, dtype=torch.uint8))
         tails = self.query_conv.init_state(batch_size), self.key_conv.init_state(batch_size)
         return AnchorState(memory, self.index.init_state(batch_size), *tails)
 
     def state_bytes(self, seq_len: int) -> int:
-        pages = 2 * self.num_memory_heads * self.head_dim * self.key.weight.element_size() + GROUPS
+        pages = 2 * self.num_kv_heads * self.head_dim * self.key.weight.element_size() + GROUPS
         tables, chunks = self._room(seq_len)
         return num_bytes(self.init_state(1)) + seq_len * pages + 4 * (tables * CODES + chunks * CHUNK)
 
@@ -171,9 +171,9 @@ class Anchor(Mixer):
         growth = (seen.double().log() / math.log(self.logn_length)).clamp(min=1.0)
         scale = growth.to(query.dtype)[..., None, None] * self.log_scale.exp()[:, None]
         q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * scale
-        k = l2_norm(key.unflatten(-1, (self.num_memory_heads, self.head_dim)))
-        v = self.value(x).unflatten(-1, (self.num_memory_heads, self.head_dim)).to(k.dtype)  # autocast keeps norms
-        ranking = q.detach().unflatten(2, (self.num_memory_heads, -1)).sum(3).flatten(2)  # all heads choose together
+        k = l2_norm(key.unflatten(-1, (self.num_kv_heads, self.head_dim)))
+        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).to(k.dtype)  # autocast keeps norms
+        ranking = q.detach().unflatten(2, (self.num_kv_heads, -1)).sum(3).flatten(2)  # all heads choose together
         asked, described, lookup = self.index(x.detach(), ranking, k.detach().flatten(2), state.lookup)
         if isinstance(state.memory, PagedMemory):
             pages = state.memory.append(k, v, self.index.codes(described))

@@ -74,7 +74,7 @@ class Index(nn.Module):
 
     Args:
         d_model: width of the stream.
-        memory_width: width of a key, of all memory heads together.
+        memory_width: width of a key, of all key-value heads together.
     """
 
     def __init__(self, d_model: int, memory_width: int) -> None:
@@ -111,7 +111,7 @@ class Index(nn.Module):
 
         Args:
             x: [B, T, D].
-            q: what attention ranks by, summed over the heads of a memory head, [B, A, G * K] of the last A tokens.
+            q: what attention ranks by, summed over the heads of a key-value head, [B, A, G * K] of the last A tokens.
             k: its keys, [B, T, G * K].
             state: what came before.
 

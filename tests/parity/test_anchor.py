@@ -9,7 +9,7 @@ from hfa.ops.anchor import anchor_read, gathered_anchor_read, naive_anchor_read
 
 
 def inputs(length: int, starts: list[int], window: int, block_size: int) -> tuple[torch.Tensor, ...]:
-    """Two rows of 4 heads over 2 memory heads; positions before the window are chosen at random, fewer at first."""
+    """Two rows of 4 heads over 2 key-value heads; positions before the window are chosen at random, fewer at first."""
     generator = torch.Generator().manual_seed(length)
     stored, wanted = max(starts) + length, 3
     shapes = [(2, 4, length, 6), (2, stored, 2, 6), (2, stored, 2, 6)]

@@ -69,7 +69,7 @@ def test_swiglu(rows: int) -> None:
 def test_flow_block(rows: int, heads: int, conv_width: int) -> None:
     """A few tokens, one at a time; the state that was handed in stays as it was."""
     torch.manual_seed(0)
-    sizes = {"d_model": 16 * heads, "num_heads": heads, "num_memory_heads": 1, "conv_width": conv_width, "d_ff": 48}
+    sizes = {"d_model": 16 * heads, "num_heads": heads, "num_kv_heads": 1, "conv_width": conv_width, "d_ff": 48}
     node = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF), sizes))
     assert isinstance(node, dict)
     settings = from_node(node, "model", HFAConfig)
@@ -95,14 +95,14 @@ def test_a_vector_of_another_width_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 11])
-@pytest.mark.parametrize(("heads", "memory_heads", "conv_width"), [(2, 1, 4), (4, 2, 1), (4, 4, 3)])
-def test_anchor_layer(rows: int, heads: int, memory_heads: int, conv_width: int) -> None:
+@pytest.mark.parametrize(("heads", "kv_heads", "conv_width"), [(2, 1, 4), (4, 2, 1), (4, 4, 3)])
+def test_anchor_layer(rows: int, heads: int, kv_heads: int, conv_width: int) -> None:
     """A token at a time, by the kernel and by the operators of prefill; a state that is continued twice forks."""
     torch.manual_seed(0)
     sizes = {
         "d_model": 16 * heads,
         "num_heads": heads,
-        "num_memory_heads": memory_heads,
+        "num_kv_heads": kv_heads,
         "conv_width": conv_width,
         "window": 8,
         "block_size": 4,

@@ -17,7 +17,7 @@ from hfa.models.pages import PagedMemory
 CONF = Path(__file__).parents[2] / "conf" / "model"
 SIZES = {
     "vocab_size": 61, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "d_ff": 48, "dropout": 0.0,
-    "num_channels": 8, "active_channels": 4, "num_memory_heads": 2, "window": 8, "block_size": 4,
+    "num_channels": 8, "active_channels": 4, "window": 8, "block_size": 4,
     "num_retrieved": 4, "num_ranked": 8, "leaf_size": 4, "chunk_size": 8, "logn_length": 8,
 }  # fmt: skip
 

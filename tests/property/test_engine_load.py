@@ -40,7 +40,6 @@ TINY = {
     "max_seq_len": 4096,
     "num_channels": 8,
     "active_channels": 4,
-    "num_memory_heads": 1,
     "window": 8,
     "block_size": 4,
     "num_retrieved": 4,

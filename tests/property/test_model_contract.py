@@ -19,7 +19,7 @@ from hfa.models.state import flatten, num_bytes, select_rows, stack_rows, unflat
 CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL = {
     "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "dropout": 0.0, "num_kv_heads": 1,
-    "num_memory_heads": 1, "window": 4, "block_size": 2, "num_retrieved": 4, "num_trees": 2, "beam": 2, "leaf_size": 3,
+    "window": 4, "block_size": 2, "num_retrieved": 4, "num_trees": 2, "beam": 2, "leaf_size": 3,
     "logn_length": 8, "read_all": 0, "num_channels": 16, "active_channels": 4, "chunk_size": 8,
 }  # fmt: skip
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "hf")

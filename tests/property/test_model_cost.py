@@ -15,7 +15,7 @@ from hfa.models.audit import audit
 
 SMALL = {
     "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "num_kv_heads": 1,
-    "num_memory_heads": 1, "window": 8, "block_size": 4, "num_retrieved": 4, "read_all": 64,
+    "window": 8, "block_size": 4, "num_retrieved": 4, "read_all": 64,
     "num_channels": 16, "active_channels": 4, "chunk_size": 16,
 }  # fmt: skip
 RECURRENT, QUADRATIC, PEERS = ["simplemind"], ["transformer"], ["hf"]

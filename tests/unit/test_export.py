@@ -22,7 +22,7 @@ transformers = pytest.importorskip("transformers")
 CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL = {
     "vocab_size": 300, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "dropout": 0.0, "num_kv_heads": 1,
-    "num_memory_heads": 1, "window": 4, "block_size": 2, "num_retrieved": 4, "num_trees": 2, "beam": 2, "leaf_size": 3,
+    "window": 4, "block_size": 2, "num_retrieved": 4, "num_trees": 2, "beam": 2, "leaf_size": 3,
     "num_channels": 16, "active_channels": 4, "chunk_size": 8,
 }  # fmt: skip
 TEXT = "def f(x):\n    return 'né <|endoftext|>'\n"

@@ -143,7 +143,7 @@ def _step(
         index_query_after, index_key_after, read, y, scratch,
     ) = tensors  # fmt: skip
     count, head_dim = len(rows), width // heads
-    memory_heads = memory_width // head_dim
+    kv_heads = memory_width // head_dim
     if project:
         products(x, query_w, query_x, count, width, width)
         products(x, key_w, key_x, count, memory_width, width)
@@ -156,7 +156,7 @@ def _step(
     index_key = index_query + 4 * count * features
     ranking = index_key + 4 * count * features
     convolve_rows(query_x, query_tail, query_conv, query, query_after, lengths, width, taps, False, heads, head_dim)
-    convolve_rows(key_x, key_tail, key_conv, key, key_after, lengths, memory_width, taps, False, memory_heads, head_dim)
+    convolve_rows(key_x, key_tail, key_conv, key, key_after, lengths, memory_width, taps, False, kv_heads, head_dim)
     convolve_rows(
         index_query_x, index_query_tail, index_query_conv, index_query, index_query_after,
         lengths, features, index_taps, False, 0, WIDTH,
@@ -185,7 +185,7 @@ def _step(
         grown = max(1.0, math.log(start + 1) * growth)
         for h in range(heads):
             scale = splat(math.exp(first(one(log_scale, h))) * grown)
-            group = h // (heads // memory_heads) * head_dim
+            group = h // (heads // kv_heads) * head_dim
             for c in range(0, head_dim, WIDTH):
                 store(q, h * head_dim + c, load(q, h * head_dim + c) * scale)
                 store(ranking, group + c, load(ranking, group + c) + load(q, h * head_dim + c))
@@ -216,7 +216,7 @@ def _step(
         for c in range(0, width, WIDTH):
             store(row, c, splat(0.0))
         norms[:] = np.float32(EMPTY)
-        join_vectors(q, keys, values, row, places[:, :found], norms, memory_heads, head_dim)
+        join_vectors(q, keys, values, row, places[:, :found], norms, kv_heads, head_dim)
     if project:
         products(read, out_w, y, count, width, width)
 

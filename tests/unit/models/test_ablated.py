@@ -15,7 +15,7 @@ from hfa.models import LanguageModel, ModelConfig
 CONF = Path(__file__).parents[3] / "conf" / "model"
 SMALL = {
     "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "dropout": 0.0,
-    "num_memory_heads": 1, "window": 4, "block_size": 2, "num_retrieved": 4, "num_ranked": 6, "num_trees": 2, "beam": 2,
+    "num_kv_heads": 1, "window": 4, "block_size": 2, "num_retrieved": 4, "num_ranked": 6, "num_trees": 2, "beam": 2,
     "leaf_size": 3, "logn_length": 8, "read_all": 0, "chunk_size": 8,
 }  # fmt: skip
 CHANGES = [{"match_init": False}, {"selection": "summaries"}, {"softmax": "mixture"}]

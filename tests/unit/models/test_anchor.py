@@ -18,7 +18,7 @@ from hfa.models.index import GROUPS
 
 CONF = Path(__file__).parents[3] / "conf" / "model" / "hfa.yaml"
 SMALL = {
-    "vocab_size": 61, "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 48, "dropout": 0.0, "num_memory_heads": 1,
+    "vocab_size": 61, "d_model": 32, "num_layers": 1, "num_heads": 2, "d_ff": 48, "dropout": 0.0, "num_kv_heads": 1,
     "pattern": ["anchor"], "window": 4, "block_size": 2, "num_retrieved": 4, "leaf_size": 3, "logit_scale": 2.0,
 }  # fmt: skip
 

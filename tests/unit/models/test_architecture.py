@@ -52,7 +52,7 @@ def test_state_of_the_default_size_fits_its_budget(name: str, mebibytes: int) ->
         ("hfa", {"num_heads": 7}, r"model\.num_heads: got 7, expected a divisor of d_model=512"),
         ("hfa", {"num_layers": 2}, r"model\.pattern: .* 2 layers never come to anchor"),
         ("hfa", {"pattern": ["routed"]}, r"model\.pattern\.0: got 'routed', expected 'flow' or 'anchor'"),
-        ("hfa", {"num_memory_heads": 3}, r"model\.num_memory_heads: got 3"),
+        ("hfa", {"num_kv_heads": 3}, r"model\.num_kv_heads: got 3"),
         ("hfa", {"dropout": 1.0}, r"model\.dropout: got 1\.0, expected less than 1"),
         ("simplemind", {"active_channels": 64}, r"model\.active_channels: got 64, expected fewer than"),
         ("simplemind", {"chunk_size": 128}, r"model\.chunk_size: got 128, expected at most 64"),

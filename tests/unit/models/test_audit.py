@@ -15,7 +15,7 @@ from hfa.models.audit import Explanation, audit
 
 CONF = Path(__file__).parents[3] / "conf" / "model" / "hfa.yaml"
 SMALL = {
-    "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "num_memory_heads": 1, "d_ff": 48, "dropout": 0.0,
+    "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "num_kv_heads": 1, "d_ff": 48, "dropout": 0.0,
     "window": 4, "block_size": 2, "num_retrieved": 4, "num_trees": 2, "beam": 2, "leaf_size": 3, "logn_length": 8,
 }  # fmt: skip
 
