@@ -138,7 +138,7 @@ def test_a_run_that_fails_is_told_apart_and_a_job_has_the_name_of_its_sweep(
 
 
 def test_an_evaluation_leaves_its_table_and_its_pictures(composed: Compose, tmp_path: Path) -> None:
-    train(composed("~callbacks.samples", "logger=none"), tmp_path / "run")
+    train(composed("~callbacks.samples", "logger=csv"), tmp_path / "run")
     cfg = composed(
         "mode=evaluate",
         f"checkpoint={tmp_path / 'run'}",
