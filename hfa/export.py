@@ -26,14 +26,21 @@ from hfa import checkpoint
 from hfa.config import from_mapping
 from hfa.data.tokenizers.bpe import byte_letters
 from hfa.errors import ConfigError, HFAError
+from hfa.mistakes import sentence
 from hfa.models import architectures
 from hfa.models.hf import transformers as load_transformers
 from hfa.models.state import State, select_rows, stack_rows
 from hfa.types import Tokenizer
 
-load_transformers()
+try:
+    load_transformers()
+except ConfigError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(f"{missing}\n")
+    sys.exit(2)
 
-from transformers import (  # noqa: E402 -- only behind the line that says what to install
+from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Cache,
@@ -42,7 +49,7 @@ from transformers import (  # noqa: E402 -- only behind the line that says what 
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 _MODULE = "modeling_hfa"
 _END = "<|endoftext|>"
@@ -161,6 +168,8 @@ class ExportedForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            auxiliary = self.model.auxiliary_loss()  # the index learns from it, and from nothing else
+            loss = loss if auxiliary is None else loss + auxiliary
         kept = StateCache(state, cache.length + input_ids.shape[1]) if use_cache else None
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
         return output.to_tuple() if return_dict is False else output
@@ -282,6 +291,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except HFAError as error:
-        sys.stderr.write(f"{error}\n")
+    except (HFAError, OSError) as error:
+        sys.stderr.write(f"{sentence(error) or error}\n")
         sys.exit(2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from hfa.errors import HFAError
+from hfa.errors import PASSING, HFAError
 
 # Launchers and sweepers that are plugins, and the extra that installs each.
 EXTRAS = {
@@ -35,6 +35,9 @@ def sentence(error: BaseException, main: Path | None = None) -> str | None:
     if isinstance(error, HFAError):
         return str(error)
     module, text = type(error).__module__.partition(".")[0], str(error).splitlines()
+    if isinstance(error, OSError) and error.errno in PASSING:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}; see to that on this machine, and start again."
     if module == "builtins" and isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; name another place or change its permissions."
     if module not in ("hydra", "omegaconf") or type(error).__name__ == "InstantiationException" or not text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -211,7 +212,8 @@ def harness() -> Table:
             if name in measures:
                 value, error = measures[name], measures.get(f"{name}_stderr")
                 shown = f"{value:.3f} ± {error:.3f}" if error else f"{value:.3f}"
-                ends = (value - 1.96 * error, value + 1.96 * error) if error else None
+                most = math.inf if name == "bits_per_byte" else 1.0  # the others are shares
+                ends = (max(0.0, value - 1.96 * error), min(most, value + 1.96 * error)) if error else None
                 said = f"lm-evaluation-harness on HFA: {task}, {name}"
                 claims.append(Claim(claim=said, shown=shown, value=value, interval=ends, source=_HARNESS, made=made))
                 rows.append([f"{task}, {name.replace('_', ' ')}", shown])
@@ -231,7 +233,7 @@ def _speeds(
     data, made = read(source)
     results = Results(data)
     models = {model: title for model, title in models.items() if model in results.tried(regime)}
-    rates = {(m, n): _rates(results, m, regime, n, body_only) for m in models for n in results.lengths(regime)}
+    rates = {(m, n): results.rates(m, regime, n, body_only=body_only) for m in models for n in results.lengths(regime)}
     middle = {key: statistics.median(values) for key, values in rates.items() if values}
     lengths = sorted({n for m, n in middle if results.models[m]["ours"]})
     what = "ms a token" if regime == "decode" else "tokens/s"
@@ -265,15 +267,6 @@ def _speeds(
             rows.append([title, *(ratio(title, model, peers, n) for n in lengths)])
     head = ["sequence, tokens" if regime == "train" else "context, tokens", *(f"{length:,}" for length in lengths)]
     return Table(name=name, head=head, rows=rows, claims=claims)
-
-
-def _rates(results: Results, model: str, regime: Regime, length: int, body_only: bool) -> list[float]:
-    rates = results.rates(model, regime, length)
-    if not body_only or not rates:
-        return rates
-    row = results.row(model, regime, length)
-    shares = (1 - head_s / all_s for head_s, all_s in zip(row["head_seconds"], row["seconds"], strict=True))
-    return [rate / share for rate, share in zip(rates, shares, strict=True)]
 
 
 def _answers(data: dict[str, Any], task: str, length: int) -> dict[str, Any]:

@@ -106,9 +106,11 @@ def _compared(study: Study) -> Table:
     def bits(name: str, what: str, values: Sequence[float]) -> str:
         if not values:
             return ""
-        ends = (min(values), max(values)) if len(values) > 1 else None
-        shown = language_report.spread(values)
-        return add(name, f"bits per byte, {what}", shown, statistics.mean(values), ends)
+        shown, there = language_report.spread(values), language_report.finite(values)
+        if not there:
+            return shown
+        ends = (min(there), max(there)) if len(there) > 1 else None
+        return add(name, f"bits per byte, {what}", shown, statistics.mean(there), ends)
 
     def answers(name: str, task: str, length: int, recall: Recall) -> str:
         share = recall.at(task, length).share("exact")

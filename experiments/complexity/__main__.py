@@ -141,9 +141,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if getattr(options, key) <= 0:
             raise ConfigError(f"--{key.replace('_', '-')}", getattr(options, key), "more than 0")
     for path in options.plot or []:
-        if not path.is_file():
+        if not _is_results(path):
             raise ConfigError("--plot", str(path), "a JSON file that a run wrote")
     return options
+
+
+def _is_results(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and {"models", "rows", "provenance"} <= data.keys()
 
 
 def check_models(models: tuple[str, ...]) -> None:

@@ -159,7 +159,8 @@ def at_best(study: Study, name: str) -> tuple[list[Record], list[Record]]:
 
 def bits(evaluations: Sequence[Record], length: int) -> list[float]:
     """Bits per byte of every evaluation at a context length."""
-    return [one["bits_per_byte"] for run in evaluations for one in run["bits_per_byte"] if one["length"] == length]
+    found = [one["bits_per_byte"] for run in evaluations for one in run["bits_per_byte"] if one["length"] == length]
+    return [math.nan if value is None else value for value in found]
 
 
 def recall(evaluations: Sequence[Record], length: int) -> str:
@@ -176,14 +177,19 @@ def recall(evaluations: Sequence[Record], length: int) -> str:
     return f"{statistics.mean(means.values()):.1%} ({lowest} {means[lowest]:.1%})"
 
 
+def finite(values: Sequence[float]) -> list[float]:
+    """Those of runs that did not diverge."""
+    return [value for value in values if math.isfinite(value)]
+
+
 def spread(values: Sequence[float]) -> str:
     """The mean, and the standard deviation over seeds where there are several."""
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    if not finite:
+    there = finite(values)
+    if not there:
         return "diverged" if values else ""
-    mean = f"{statistics.mean(finite):.4f}"
-    shown = f"{mean} ± {statistics.stdev(finite):.4f}" if len(finite) > 1 else mean
-    lost = len(values) - len(finite)
+    mean = f"{statistics.mean(there):.4f}"
+    shown = f"{mean} ± {statistics.stdev(there):.4f}" if len(there) > 1 else mean
+    lost = len(values) - len(there)
     return f"{shown}, {lost} diverged" if lost else shown
 
 
@@ -197,7 +203,9 @@ def _draw_seeds(axes: Axes, study: Study, name: str, place: int, style: dict[str
     evaluations = at_best(study, name)[1]
     if not evaluations:
         return
-    values = bits(evaluations, min(one["length"] for one in evaluations[0]["bits_per_byte"]))
+    values = finite(bits(evaluations, min(one["length"] for one in evaluations[0]["bits_per_byte"])))
+    if not values:
+        return
     axes.plot([place] * len(values), values, alpha=0.6, **{**style, "linestyle": ""})
     mean = statistics.mean(values)
     axes.plot([place - 0.25, place + 0.25], [mean, mean], color=style["color"])

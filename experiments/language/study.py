@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,9 @@ class Study:
         edits = [f"{key}={value}" for key, value in variant.edits.items()]
         evaluation = (*self.evaluation, *variant.evaluation)
         overrides = [*self.overrides(name), *chosen(lr, seed), *edits, *evaluation]
-        if done := self.ledger.find("evaluation", name, overrides):
+        made = self.ledger.find("training", trained, [*self.overrides(name), *chosen(lr, seed)])
+        done = self.ledger.find("evaluation", name, overrides)
+        if done and not (made and _time(done) < _time(made)):  # else it is of weights that were made anew since
             return done
         artifact = self.folder(trained, lr, seed) / "checkpoints" / "last"
         if not (artifact / "config.json").exists():
@@ -158,6 +161,10 @@ class Study:
     def folder(self, name: str, lr: float, seed: int) -> Path:
         """Where a run keeps its checkpoints and logs."""
         return OUTPUTS / self.name / name / f"lr{lr:g}-seed{seed}"
+
+
+def _time(record: Record) -> datetime:
+    return datetime.fromisoformat(record["date"])
 
 
 def different(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:

@@ -113,7 +113,11 @@ def measured(run: Run, data: Mapping[str, Any]) -> Run:
         run.model = model_name(run.config)
         run.metrics = {**(training.get("metrics") or {}), **run.metrics}
     run.made.append(made(data))
-    run.bits |= {(one["source"], one["length"]): one["bits_per_byte"] for one in data.get("bits_per_byte", [])}
+    run.bits |= {
+        (one["source"], one["length"]): one["bits_per_byte"]
+        for one in data.get("bits_per_byte", [])
+        if one["bits_per_byte"] is not None  # of a run that diverged
+    }
     run.loss |= {name: LossByPosition.from_json(one) for name, one in data.get("loss_by_position", {}).items()}
     if data.get("recall_by_depth", {}).get("counts"):
         run.recall = Recall.from_json(data["recall_by_depth"])

@@ -128,18 +128,21 @@ def _recall_charts(runs: Mapping[str, Run], of: str) -> list[Chart]:
 
 
 def _sweep_chart(study: str, runs: Sequence[Run]) -> list[Chart]:
-    """Bits per byte by learning rate, of a study's variants that were trained with several."""
+    """Bits per byte by learning rate, of a study's variants that were trained with several; of the seed that all rates
+    were tried with, which is the first.
+    """
     if not study:
         return []
     curves = {}
     for variant in dict.fromkeys(run.variant for run in runs):
-        rates: dict[float, list[float]] = {}
-        for run in runs:
+        of_variant = [run for run in runs if run.variant == variant]
+        rates: dict[float, float] = {}
+        for run in of_variant:
             bits = run.metrics.get("val/bits_per_byte")
-            if run.variant == variant and bits is not None and run.learning_rate is not None:
-                rates.setdefault(1000 * run.learning_rate, []).append(bits)
+            if run.seed == of_variant[0].seed and bits is not None and run.learning_rate is not None:
+                rates[1000 * run.learning_rate] = bits
         if len(rates) > 1:
-            curves[f"{study}/{variant}"] = Curve(sorted(rates), [statistics.mean(rates[lr]) for lr in sorted(rates)])
+            curves[f"{study}/{variant}"] = Curve(sorted(rates), [rates[lr] for lr in sorted(rates)])
     title = f"Validation by learning rate: {study}"
     return Chart(title, curves, "learning rate, thousandths", "bits per byte", log_x=True).best()
 

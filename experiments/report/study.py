@@ -88,7 +88,10 @@ def _trained(record: Record, folder: Path, chosen: bool) -> Run:
     run.config = record["config"]
     run.model = model_name(run.config) or run.model
     run.metrics = {**record["metrics"], "parameters": record["parameters"], "tokens": record["tokens"]}
-    run.curves = {"val/bits_per_byte": record["validation"], "train/bits_per_byte": record["training"]}
+    run.curves = {
+        f"{split}/bits_per_byte": [(step, value) for step, value in record[name] if value is not None]  # it diverged
+        for split, name in (("val", "validation"), ("train", "training"))
+    }
     run.samples = record["samples"]
     return run
 

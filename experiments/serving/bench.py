@@ -70,9 +70,3 @@ async def listen(engine: Engine, asked: GenerationRequest, session: str | None =
 async def together(engine: Engine, asked: Sequence[GenerationRequest]) -> list[Stream]:
     """All at once."""
     return await asyncio.gather(*(listen(engine, one) for one in asked))
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The least value that at least `share` of them do not exceed."""
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]

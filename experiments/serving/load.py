@@ -20,6 +20,7 @@ from hfa.errors import RequestError
 from hfa.inference import FinishEvent, GenerationRequest, Sampling
 
 _OPEN = 82  # requests that callers have open together: two more than the engine takes
+_LOST_S = 300.0  # without an end: none is answered as late as that
 _REFUSED_S = 0.5  # that a caller who was refused leaves the engine alone
 
 
@@ -50,12 +51,15 @@ def flood(count: int, say: Callable[[str], None], seed: int = 0) -> dict[str, An
         leaves = draw.random() < 0.1
         async with places:
             try:
-                async for event in engine.submit(request):
-                    if isinstance(event, FinishEvent):
-                        ended[event.reason] += 1
-                    elif leaves:
-                        ended["left"] += 1
-                        break
+                async with asyncio.timeout(_LOST_S):
+                    async for event in engine.submit(request):
+                        if isinstance(event, FinishEvent):
+                            ended[event.reason] += 1
+                        elif leaves:
+                            ended["left"] += 1
+                            break
+            except TimeoutError:
+                say(f"request {number} came to no end in {_LOST_S:.0f} s")
             except RequestError as error:
                 refused[f"{error.status}"] += 1
                 await asyncio.sleep(_REFUSED_S)

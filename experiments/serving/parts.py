@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import torch
 
-from experiments.serving.bench import Stream, build, listen, prompt, quantile, request, serving, together
+from experiments.serving.bench import Stream, build, listen, prompt, request, serving, together
 from experiments.serving.peer import Peer
 from hfa.inference import runner
 from hfa.inference.sampling import likeliest
@@ -117,7 +118,7 @@ def gap(sizes: Facts, say: Say) -> Facts:
             return alone, beside, await reading
 
         alone, beside, long = asyncio.run(main())
-    p99 = quantile(alone, 0.99), quantile(beside, 0.99)
+    p99 = float(np.quantile(alone, 0.99)), float(np.quantile(beside, 0.99))
     say(f"p99 {p99[0] * 1e3:.0f} ms alone, {p99[1] * 1e3:.0f} ms beside; median {statistics.median(beside) * 1e3:.0f}")
     return {
         "alone_s": {"p50": statistics.median(alone), "p99": p99[0], "gaps": len(alone)},

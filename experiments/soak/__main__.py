@@ -7,22 +7,24 @@ import asyncio
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.entry import leave
 from experiments.soak.faults import Faults
 from experiments.soak.load import Callers, Tally
 from experiments.soak.world import Worker, World, every
+from hfa.errors import ConfigError
 from hfa.training.provenance import processor, provenance
 
 RESULTS = Path(__file__).parent / "results"
 _SAMPLE_S = 5.0
 _SETTLED = 1 / 3  # of the time: caches, allocators and both versions of the weights are filled by then
 _FAILED = ("500", "in a stream: model_failed")  # how an attempt ends when the model fails
+_SHORTEST_MINUTES = 1.0
 _MAX_GROWTH = 0.10  # of resident memory, from the second third to the last
 
 
@@ -32,6 +34,15 @@ def main() -> int:
     torch.set_num_threads(1)
     world = World(Path(arguments.folder), arguments.seed, arguments.questions)
     workers = [Worker(world, index) for index in range(2)]
+    try:
+        return _soak(arguments, world, workers)
+    finally:  # whatever went wrong, nobody goes on serving
+        for worker in workers:
+            worker.kill()
+        world.node.kill()
+
+
+def _soak(arguments: argparse.Namespace, world: World, workers: list[Worker]) -> int:
     for worker in workers:
         worker.start()
     _say(f"{len(workers)} workers and {len(world.questions)} questions are ready; {arguments.minutes:g} minutes begin")
@@ -55,7 +66,6 @@ def main() -> int:
     with every(_SAMPLE_S, sample):
         asyncio.run(load())
     codes = [worker.stop() for worker in workers]
-    world.node.kill()
     disagreements = sum(question.disagreements for question in world.questions)
     result = _result(arguments, callers.tally, faults, memory, codes, time.monotonic() - began, disagreements)
     _say(json.dumps({name: value for name, value in result.items() if name not in ("memory_mib", "faults")}, indent=1))
@@ -90,6 +100,7 @@ def _result(
             "nobody got in": not tally.intruded,
             "flat memory": after <= before * (1 + _MAX_GROWTH),
             "clean stop": codes == [0, 0],
+            "faults to the end": faults.error is None,
         },
         "engine_and_model_disagree": f"{disagreements} of {arguments.questions * 4} reference answers",
         "requests": len(tally.waited_s),
@@ -130,7 +141,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default="outputs/soak")
     parser.add_argument("--record", action="store_true", help=f"keep the result in {RESULTS}")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.minutes < _SHORTEST_MINUTES:
+        raise ConfigError("--minutes", arguments.minutes, f"at least {_SHORTEST_MINUTES:g}, for memory to settle")
+    return arguments
 
 
 def _say(text: str) -> None:
@@ -138,4 +152,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

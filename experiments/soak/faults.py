@@ -30,6 +30,7 @@ class Faults:
         self._version = 0
         self._began = time.monotonic()
         self.log: list[dict[str, Any]] = []
+        self.error: Exception | None = None  # that ended them
 
     def start(self) -> None:
         self._thread.start()
@@ -52,9 +53,12 @@ class Faults:
             self.runtime_upgraded,
         )
         number = 0
-        while not self._stopping.wait(self._every_s):
-            self._inject(kinds[number % len(kinds)])
-            number += 1
+        try:
+            while not self._stopping.wait(self._every_s):
+                self._inject(kinds[number % len(kinds)])
+                number += 1
+        except Exception as error:  # the soak goes on, and says that it held nothing against this any more
+            self.error = error
 
     def _inject(self, fault: Callable[[], None]) -> None:
         began = time.monotonic()

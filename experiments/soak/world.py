@@ -189,8 +189,10 @@ class Worker:
         self.life = object()
 
     def kill(self) -> None:
-        assert self.process is not None
+        """SIGKILL, unless it never ran."""
         self.life = None
+        if self.process is None:
+            return
         self.process.kill()
         self.process.wait()
 

@@ -20,6 +20,7 @@ from experiments.language.study import OUTPUTS, cpu
 from experiments.state.report import draw, table, trained
 from experiments.state.subjects import SUBJECTS
 from experiments.state.trial import FAR, TEST, Plan, trial
+from hfa.errors import ConfigError
 from hfa.training.allocator import keep_freed_memory
 from hfa.training.provenance import provenance
 
@@ -71,7 +72,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", action="store_true", help="write the table and draw the figure")
     parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")
     parser.add_argument("--results", type=Path, help="keep results in this folder")
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    if min(asked.floats) < 1:
+        raise ConfigError("--floats", min(asked.floats), "at least 1")
+    if asked.steps < 1:
+        raise ConfigError("--steps", asked.steps, "at least 1")
+    return asked
 
 
 def made(ledger: Ledger, name: str, floats: int, asked: argparse.Namespace, lr: float, seed: int) -> Record:

@@ -109,7 +109,7 @@ def split_documents(
     if held_out.sum() >= len(distinct):
         raise DataError(
             f"{len(distinct)} distinct documents leave none to train on when {held_out[0]} are held out as val and "
-            f"{held_out[1]} as test; add documents, or set test_fraction to 0."
+            f"{held_out[1]} as test; add documents, or set max_document_chars lower, so that a long one is several."
         )
     bounds = np.cumsum(held_out)
     choice = np.where(rank < bounds[0], 1, np.where(rank < bounds[1], 2, 0))[inverse]

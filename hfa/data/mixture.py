@@ -102,7 +102,12 @@ class Mixture:
         return dict(self._parts)
 
     def at_length(self, seq_len: int) -> Mixture:
-        sources = {n: dataclasses.replace(s, seq_len=seq_len) for n, s in self._settings.sources.items()}
+        sources = {}
+        for name, source in self._settings.sources.items():
+            try:
+                sources[name] = dataclasses.replace(source, seq_len=seq_len)
+            except ConfigError as error:
+                raise error.under(f"sources.{name}") from None
         settings = dataclasses.replace(self._settings, seq_len=seq_len, sources=sources)
         return Mixture(settings, {name: part.at_length(seq_len) for name, part in self._parts.items()})
 

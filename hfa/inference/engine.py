@@ -373,7 +373,7 @@ class Engine:
                 future.set_result(result)
 
     def _begin(self, sequence: Sequence) -> Row:
-        """The state that an admitted sequence starts from: its own, its session's, or that of a checkpoint."""
+        """The state that an admitted sequence starts from: its own, its session's, a snapshot's or a checkpoint's."""
         self._wake()
         if sequence.stash is not None:
             sequence.position = sequence.stash.length
@@ -381,7 +381,11 @@ class Engine:
         row = self._sessions.take(sequence.session) if sequence.session else None
         if row is None:
             found = self._prefixes.find(sequence.keys, len(sequence.tokens))
-            row = self._prefixes.start(found.node) if found.node else Row()
+            if sequence.session:
+                reached = found.node.position if found.node else 0
+                row = self._sessions.marked(sequence.session, after=reached, before=len(sequence.tokens))
+            if row is None:
+                row = self._prefixes.start(found.node) if found.node else Row()
             sequence.node, sequence.miss = found
         sequence.position = row.length
         if not sequence.preemptions:

@@ -38,7 +38,8 @@ class StatePool:
     """
 
     def __init__(self, model: LanguageModel, device: torch.device, budget_bytes: int, max_rows: int) -> None:
-        self.device, self.vocab_size = device, model.config.vocab_size
+        self.device = device
+        self.vocab_size, self.max_seq_len = model.config.vocab_size, model.config.max_seq_len
         self.like = model.init_state(1)
         self.row_bytes = model.state_bytes(0)
         token_bytes = (model.state_bytes(2 * _LONG) - model.state_bytes(_LONG)) / _LONG

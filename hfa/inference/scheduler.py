@@ -326,6 +326,8 @@ class Scheduler:
         present = {one.request.caller for one in self.sequences()}
         if caller in present:
             return
+        if not present:  # nobody competed with what was served until now
+            self._served.clear()
         least = min((self._served.get(one, 0.0) for one in present), default=0.0)
         self._served[caller] = max(self._served.pop(caller, 0.0), least)
         while len(self._served) > _REMEMBERED + len(present):

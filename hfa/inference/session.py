@@ -228,6 +228,14 @@ class Sessions:
             self._pool.pages.forget(row.pages)
         return row
 
+    def marked(self, session: Session, after: int, before: int) -> Row | None:
+        """A copy of the latest state that snapshots keep between two positions; None where none is, or has room."""
+        position = max((position for position in session.marks if after < position < before), default=None)
+        try:
+            return None if position is None else self._forked(session.marks[position])
+        except RequestError:
+            return None
+
     def park(self, session: Session, row: Row) -> None:
         """Keep the state of a stream that has ended; it still holds its pages."""
         session.row = row
@@ -250,7 +258,8 @@ class Sessions:
         """A session that another engine exported.
 
         Raises:
-            RequestError: 422 for one of another model or tokenizer, or whose parts do not fit; 503 without room for it.
+            RequestError: 422 for one of another model or tokenizer, or whose parts do not fit; 413 for more tokens than
+                the model reads; 503 without room for it.
         """
         facts, tensors = exported.facts, dict(exported.tensors)
         for key, own in self._origin()._asdict().items():
@@ -260,6 +269,9 @@ class Sessions:
         vocab_size = self._pool.vocab_size
         if tokens.dtype != torch.long or tokens.dim() != 1 or not 0 <= length <= len(tokens):
             raise RequestError(422, "The session's tokens are not what an export has.")
+        if len(tokens) > self._pool.max_seq_len:
+            most = self._pool.max_seq_len
+            raise RequestError(413, f"The session has {len(tokens)} tokens, and the model reads {most}; shorten it.")
         if ((tokens < 0) | (tokens >= vocab_size)).any():
             raise RequestError(422, f"The session has token ids outside 0 to {vocab_size - 1}.")
         row = self._filled({path.removeprefix("state."): x for path, x in tensors.items()}, length) if length else None

@@ -49,7 +49,9 @@ class BitsPerByte:
     def from_json(cls, data: Mapping[str, Any]) -> BitsPerByte:
         """Read back what :meth:`to_json` gave."""
         bits = cls()
-        bits.nats, bits.bytes, bits.tokens = float(data["nats"]), int(data["bytes"]), int(data["tokens"])
+        nats = data["nats"]  # null in a file that has no NaN
+        bits.nats = math.nan if nats is None else float(nats)
+        bits.bytes, bits.tokens = int(data["bytes"]), int(data["tokens"])
         return bits
 
 

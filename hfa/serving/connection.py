@@ -107,6 +107,10 @@ class BoundedProtocol(H11Protocol):
         super().data_received(data)
         self._watch_head()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_head()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)

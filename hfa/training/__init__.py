@@ -22,7 +22,7 @@ def run(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -> 
     """Train, evaluate or audit, as ``cfg["mode"]`` says.
 
     Returns:
-        The metric that ``callbacks.checkpoints.monitor`` names; None when it was not measured.
+        The best value of the metric that ``callbacks.checkpoints.monitor`` names; None when it was not measured.
     """
     from hfa.training.evaluation import evaluate
     from hfa.training.fit import train
@@ -31,7 +31,7 @@ def run(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -> 
     modes = {"evaluate": evaluate, "audit": explain}
     metrics = modes[cfg["mode"]](cfg, run_dir) if cfg["mode"] in modes else train(cfg, run_dir, interactive=interactive)
     checkpoints = (cfg.get("callbacks") or {}).get("checkpoints")
-    return metrics.get(checkpoints["monitor"]) if checkpoints else None
+    return metrics.get(f"best/{checkpoints['monitor']}") if checkpoints else None
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +134,11 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
         source = settings.data.build(artifact.tokenizer, settings.cache)
         name, step = artifact.model.config.title, int(artifact.provenance.get("step") or 0)
         log.info("Evaluating %s from %s", name, folder)
+
+        def keep(found: Evaluation) -> None:  # the longest may not fit into memory, or be cut off
+            report = {"checkpoint": str(folder), "training": artifact.provenance, **provenance(cfg), **found.to_json()}
+            (run_dir / "evaluation.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+
         found = evaluate_model(
             artifact.model,
             artifact.tokenizer,
@@ -144,11 +149,10 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
             chunk_size=settings.evaluate.chunk_size,
             batch_size=settings.evaluate.batch_size,
             generate=settings.evaluate.generate,
+            on_length=keep,
         )
         metrics = found.metrics()
         record["metrics"] = metrics
-        report = {"checkpoint": str(folder), "training": artifact.provenance, **provenance(cfg), **found.to_json()}
-        (run_dir / "evaluation.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
         tables = write_table(found, run_dir / "retention.csv")
         plots = draw(found, name, run_dir / "plots")
         for logger in loggers:
@@ -172,6 +176,7 @@ def evaluate_model(
     batch_size: int,
     generate: bool = False,
     split: Split = "test",
+    on_length: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Measure `model` on every part of `source` at every length.
 
@@ -191,14 +196,13 @@ def evaluate_model(
         generate: also let the model write the answers by itself, in tasks in text that end with them, and look for each
             in what it wrote: RULER's score.
         split: of the data.
+        on_length: is handed what was measured so far, after every length.
 
     Raises:
         ConfigError: the data has token ids that the model lacks, or a task does not fit into a length.
         DataError: likewise, where that depends on the text of a task.
     """
-    if source.vocab_size > model.config.vocab_size:
-        expected = f"at most {model.config.vocab_size}, the checkpoint's ids"
-        raise ConfigError("data.vocab_size", source.vocab_size, expected, "choose other data or another checkpoint")
+    check_ids(model, source)
     byte_lengths = tokenizer.byte_lengths()
     found = Evaluation({}, {}, Recall(depth_bins), {})
     training, packs = model.training, not model.is_packed and model.pack()
@@ -206,7 +210,7 @@ def evaluate_model(
     try:
         for length in sorted(set(lengths)):
             together = max(1, min(batch_size, _SIDE_BY_SIDE // length))
-            for name, part in source.at_length(length).parts().items():
+            for name, part in parts_at(source, length).items():
                 by_position = LossByPosition.doubling(length, _FIRST_BIN)
                 bits = BitsPerByte()
                 for examples in _examples(part, num_examples, together, split):
@@ -225,6 +229,8 @@ def evaluate_model(
                     found.bits[name, length], found.loss[name] = bits, by_position
                 elif part.kind == "text":
                     log.warning("%s: its %s documents are shorter than %s tokens: not measured", name, split, length)
+            if on_length:
+                on_length(found)
     finally:
         model.train(training)
         if packs:
@@ -234,6 +240,30 @@ def evaluate_model(
             f"{source.name}: no {split} document is as long as {min(lengths)} tokens; measure shorter ones."
         )
     return found
+
+
+def check_ids(model: LanguageModel, source: Source) -> None:
+    """Whether the model knows every token id that the data has.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if source.vocab_size > model.config.vocab_size:
+        expected = f"at most {model.config.vocab_size}, the checkpoint's ids"
+        raise ConfigError("data.vocab_size", source.vocab_size, expected, "choose other data or another checkpoint")
+
+
+def parts_at(source: Source, length: int) -> dict[str, Source]:
+    """The parts of a source, with examples of `length` tokens.
+
+    Raises:
+        ConfigError: one does not fit into that.
+    """
+    try:
+        return source.at_length(length).parts()
+    except ConfigError as error:
+        expected = f"{error.expected} (data.{error.key})"
+        raise ConfigError("evaluate.lengths", length, expected, error.remedy) from None
 
 
 class Predicted(NamedTuple):

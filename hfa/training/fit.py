@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hfa.errors import ConfigError
 from hfa.models import LanguageModel
-from hfa.training.callbacks import Interrupted, Interruption, Surroundings, Telemetry, ValidateLast
+from hfa.training.callbacks import Checkpoints, Interrupted, Interruption, Surroundings, Telemetry, ValidateLast
 from hfa.training.datamodule import DataModule
 from hfa.training.loggers import MetricsCSV, RunInfo, close, log_folder
 from hfa.training.module import LMModule
@@ -39,7 +39,8 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
         interactive: whether a person may be looking at the terminal; a bar is drawn then.
 
     Returns:
-        The newest value of every metric, ``parameters``, and ``tokens_per_s`` over the whole run.
+        The newest value of every metric, the best of the monitored one (``best/val/loss``), ``parameters``, and
+        ``tokens_per_s`` over the whole run.
 
     Raises:
         HFAError: what the user has to change.
@@ -55,7 +56,8 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
         with started_loggers(settings, cfg, run_dir, resumed) as loggers:
             around = Surroundings(cfg, run_dir, tokenizer, source, telemetry, interactive)
             chosen = [callback.build(around) for callback in settings.callbacks.values()]
-            # A step is first logged, then shown and saved, then perhaps the last.
+            chosen.sort(key=lambda callback: isinstance(callback, Checkpoints))
+            # A step is first logged, then shown, then saved with what all callbacks know, then perhaps the last.
             callbacks = [telemetry, *chosen, ValidateLast(), Interruption(), telemetry.clock]
             trainer = settings.trainer.build(loggers=loggers, callbacks=callbacks, run_dir=str(run_dir))
             module = build_module(settings, model, tokenizer, source)
@@ -72,6 +74,9 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
                     "seconds": time.monotonic() - began,
                     "cpu_seconds": time.process_time() - worked,  # of the first process, on however busy a machine
                 }
+                for checkpoints in chosen:
+                    if isinstance(checkpoints, Checkpoints) and checkpoints.best is not None:
+                        metrics[f"best/{checkpoints.monitor}"] = checkpoints.best
                 record["metrics"] = metrics
             best = run_dir / "checkpoints" / "best"
             if best.is_dir() and trainer.is_global_zero:
@@ -123,10 +128,16 @@ def build_module(settings: TrainSettings, model: LanguageModel, tokenizer: Token
 
 
 def fit(trainer: L.Trainer, module: LMModule, data: DataModule, resumed: Resumed | None) -> None:
-    """Train, and say how to go on when a signal stops it."""
+    """Train, and say why it stopped before its last step; how to go on where a signal stopped it."""
     checkpoint = str(resumed.checkpoint) if resumed else None
+    for part in data.source.parts().values():
+        part.example(0, "train")  # what is wrong with it is said here, and by a worker process with a traceback
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        for stopping in trainer.early_stopping_callbacks:
+            if stopping.stopping_reason_message and trainer.global_step < trainer.max_steps and trainer.is_global_zero:
+                why, _, _ = stopping.stopping_reason_message.partition(" Signaling")
+                log.info("Stopped after step %d of %d: %s", trainer.global_step, trainer.max_steps, why)
     except Interrupted as interrupted:
         if trainer.is_global_zero:
             log.info("Stopped by %s. Go on with the same command and resume=%s", interrupted, trainer.default_root_dir)

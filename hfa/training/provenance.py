@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shlex
 import subprocess
@@ -30,11 +31,17 @@ def provenance(cfg: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         "seed": cfg["seed"],
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "device": _device(cfg),
         "threads": torch.get_num_threads(),
         "config": dict(cfg),
         **more,
     }
+
+
+def _device(cfg: Mapping[str, Any]) -> str:
+    """What runs on, by its name: a GPU that is there and was not asked for is idle."""
+    chosen = (cfg.get("trainer") or {}).get("accelerator")
+    return torch.cuda.get_device_name() if torch.cuda.is_available() and chosen != "cpu" else processor()
 
 
 def processor() -> str:
@@ -52,6 +59,7 @@ def _command() -> str:
     return shlex.join(["python", *(("-m", name) if name else sys.argv[:1]), *sys.argv[1:]])
 
 
+@functools.cache  # a commit that is made while a run goes on is not of the code that runs
 def _git() -> tuple[str | None, bool | None]:
     """The commit of this package's checkout and whether files differ from it; None outside a checkout.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -25,13 +28,13 @@ def recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Keep run.json and config.yaml in `run_dir` while a run is made.
 
     What the body adds to the yielded dictionary (``metrics``, say) is written when it ends; ``status`` goes from
-    ``running`` to ``finished``, ``interrupted`` or ``failed``, and stays ``running`` after a SIGKILL.
+    ``running`` to ``finished``, ``interrupted`` (Ctrl-C, SIGTERM) or ``failed``; after a SIGKILL it stays ``running``.
 
     Raises:
         ConfigError: `run_dir` holds the checkpoints of a run already, or another process is making one there.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with _claimed(run_dir):
+    with _claimed(run_dir), _terminable():
         yield from _recorded(run_dir, cfg)
 
 
@@ -48,6 +51,9 @@ def _recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         record["status"] = "finished"
     except Interrupted as interrupted:
         record |= {"status": "interrupted", "step": interrupted.step}
+        raise
+    except KeyboardInterrupt:
+        record["status"] = "interrupted"
         raise
     except BaseException as error:
         sentence = str(error) if isinstance(error, HFAError) else f"{type(error).__name__}: {error}"
@@ -88,6 +94,23 @@ def _claimed(run_dir: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the run where it is, and is recorded, unless steps are made: those end by themselves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only that one handle signals
+        return
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        raise Interrupted(signum, 0)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @rank_zero_only

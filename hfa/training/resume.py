@@ -76,7 +76,8 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
     if key in _FREE:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in old:
-            yield from _differences(old[name], new.get(name), f"{key}.{name}" if key else name)
+        fresh = (name for name in new if name not in old) if key == "data" or key.startswith("data.") else ()
+        for name in (*old, *fresh):  # code that is newer than the run may know more settings; data is what it was
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield key, old, new

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfa.mistakes import sentence
+from hfa.training.monitor import direction
 
 log = logging.getLogger(__name__)
 
@@ -132,20 +133,21 @@ def split_overrides(jobs: Sequence[Job]) -> tuple[list[str], dict[str, str]]:
 
 
 def metric_columns(jobs: Sequence[Job]) -> list[str]:
-    """What is worth a column: what was validated or tested, then speed and size."""
+    """What is worth a column: what was validated last or at best, what was tested, then speed and size."""
     names = dict.fromkeys(name for job in jobs for name in job.metrics)
     detail = ("token_recall", "routing/")
-    found = [name for name in names if name.startswith(("val/", "test/")) and not any(part in name for part in detail)]
+    shown = ("best/", "val/", "test/")
+    found = [name for name in names if name.startswith(shown) and not any(part in name for part in detail)]
     return found + [name for name in _LAST_COLUMNS if name in names]
 
 
 def best_job(jobs: Sequence[Job], monitor: str | None) -> Job | None:
-    """The job with the lowest monitored loss, or the highest recall."""
-    there = [
-        job for job in jobs if job.status == "finished" and not math.isnan(job.metrics.get(monitor or "", math.nan))
-    ]
-    sign = -1 if monitor and "recall" in monitor else 1
-    return min(there, key=lambda job: sign * job.metrics[monitor or ""], default=None)
+    """The job whose best checkpoint has the lowest monitored loss, or the highest recall."""
+    found = {i: job.metrics.get(f"best/{monitor}", math.nan) for i, job in enumerate(jobs) if job.status == "finished"}
+    there = [i for i, value in found.items() if not math.isnan(value)]
+    if monitor is None or not there:
+        return None
+    return jobs[(min if direction(monitor) == "min" else max)(there, key=lambda i: found[i])]
 
 
 def draw_curves(jobs: Sequence[Job], path: Path, varied: Sequence[str], monitor: str | None) -> Path | None:

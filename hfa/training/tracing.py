@@ -19,7 +19,7 @@ from hfa.metrics.plot_read import most_read, plot_reads
 from hfa.metrics.recall import find_answers
 from hfa.models import LanguageModel
 from hfa.models.audit import Explanation, audit
-from hfa.training.evaluation import find_artifact, predict
+from hfa.training.evaluation import check_ids, find_artifact, parts_at, predict
 from hfa.training.provenance import provenance
 from hfa.training.record import recorded
 from hfa.training.report import console
@@ -50,6 +50,8 @@ class Case(NamedTuple):
 def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
     """Audit one answer of every recall task in the data: the first wrong one, or the first if none is.
 
+    On the CPU, wherever the checkpoint is used otherwise: a GPU searches without the leaves that are shown.
+
     Args:
         cfg: the resolved configuration; ``evaluate.lengths`` (its greatest), ``num_examples`` and ``chunk_size`` count.
         run_dir: gets audit.json and a picture for each task.
@@ -67,13 +69,14 @@ def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
         artifact = checkpoint.load(folder, "cpu")
         source = settings.data.build(artifact.tokenizer, settings.cache)
         length = max(settings.evaluate.lengths or (source.seq_len,))
-        tasks = {name: part for name, part in source.at_length(length).parts().items() if part.kind == "recall"}
+        check_ids(artifact.model, source)
+        tasks = {name: part for name, part in parts_at(source, length).items() if part.kind == "recall"}
         if not tasks:
             raise DataError(f"data={source.name} asks nothing; an audit needs a recall task, e.g. data=needle.")
         out, report, found = console(), [], {}
         for name, part in tasks.items():
             example, case = find_case(
-                artifact.model, part, settings.evaluate.num_examples, settings.evaluate.chunk_size
+                artifact.model, name, part, settings.evaluate.num_examples, settings.evaluate.chunk_size
             )
             if not case.reads:
                 raise DataError(f"{folder} has no anchor layers to audit; choose a checkpoint of hfa or the hybrid.")
@@ -91,7 +94,9 @@ def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
     return found
 
 
-def find_case(model: LanguageModel, part: Source, num_examples: int, chunk_size: int) -> tuple[Example, Case]:
+def find_case(
+    model: LanguageModel, task: str, part: Source, num_examples: int, chunk_size: int
+) -> tuple[Example, Case]:
     """The first wrong answer among the examples, or the first answer of all."""
     model.eval()
     first: tuple[Example, int, bool] | None = None
@@ -102,10 +107,10 @@ def find_case(model: LanguageModel, part: Source, num_examples: int, chunk_size:
             wrong = np.flatnonzero(~correct[answer.start : answer.stop])
             case = (example, answer.start + int(wrong[0]) if len(wrong) else answer.start, not len(wrong))
             if len(wrong):
-                return example, _case(model, part.name, *case, chunk_size)
+                return example, _case(model, task, *case, chunk_size)
             first = first or case
     assert first  # every example of a recall task asks something
-    return first[0], _case(model, part.name, *first, chunk_size)
+    return first[0], _case(model, task, *first, chunk_size)
 
 
 @torch.no_grad()

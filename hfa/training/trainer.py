@@ -122,9 +122,11 @@ class TrainerConfig(Config):
         """Devices of one node, with -1 resolved.
 
         Raises:
-            ConfigError: more than there are.
+            ConfigError: more than there are, or all there are where there is no GPU.
         """
         if self.device_kind == "cpu":
+            if self.devices == -1:
+                raise ConfigError("trainer.devices", self.devices, "a number of processes on a machine without GPUs")
             return self.devices
         there = torch.cuda.device_count()
         if self.devices > there:

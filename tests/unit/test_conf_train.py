@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def test_every_option(group: str, option: str) -> None:
 
 def test_every_group_has_options() -> None:
     assert {group for group, _ in OPTIONS} == set(GROUPS)
+
+
+def test_the_help_names_what_there_is() -> None:
+    text = yaml.safe_load((CONF / "hydra" / "help" / "train.yaml").read_text())["template"]
+    listed: list[tuple[str, str]] = []
+    group = ""
+    for line in text.partition("Groups, chosen with group=option:\n")[2].partition("Keys, set")[0].splitlines():
+        group = line[2:15].strip() or group
+        options, *_ = re.split(r" {4,}", line[15:])  # what comes after that is a remark
+        listed += [(group, option.split()[0]) for option in re.split(r" {2,}", options) if option and "/" not in option]
+    assert sorted(listed) == sorted(OPTIONS)
 
 
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

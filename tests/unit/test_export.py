@@ -70,6 +70,18 @@ def test_the_same_logits_and_the_same_words(exported: tuple[checkpoint.Artifact,
         assert said[0, 35:].tolist() == expected_words
 
 
+def test_fine_tuning_trains_the_index_too(tmp_path: Path) -> None:
+    artifact(tmp_path / "artifact", "hfa")
+    from hfa.export import export
+
+    folder = export(tmp_path / "artifact", tmp_path / "exported")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).train()
+    prompt = torch.randint(257, (2, 40), generator=torch.Generator().manual_seed(0))
+    model(prompt, labels=prompt).loss.backward()
+    learnt = [name for name, weight in model.named_parameters() if ".index." in name and weight.grad is not None]
+    assert learnt
+
+
 @pytest.mark.parametrize("way", ["import hfa.export", "trust = dict(trust_remote_code=True)"])
 def test_it_writes_in_a_process_that_knows_nothing_else(tmp_path: Path, way: str) -> None:
     """`from_pretrained` imports and builds our models while tensors go to no device at all."""

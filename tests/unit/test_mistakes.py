@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def test_sentence(override: str) -> None:
 def test_our_own_errors_are_sentences_already() -> None:
     error = ConfigError("model.num_heads", 3, "a divisor of d_model=32")
     assert sentence(error) == "model.num_heads: got 3, expected a divisor of d_model=32."
+
+
+def test_a_full_disk_is_no_matter_of_permissions() -> None:
+    said = sentence(OSError(errno.ENOSPC, "No space left on device", "outputs/a/metrics.csv"))
+    assert said == "outputs/a/metrics.csv: No space left on device; see to that on this machine, and start again."
+    assert sentence(OSError(errno.ENOSPC, "No space left on device")) is not None
 
 
 def test_what_is_not_the_users_mistake() -> None:

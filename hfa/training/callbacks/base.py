@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import lightning.pytorch as L
 
 from hfa.config import Config, config
-from hfa.errors import ConfigError
 from hfa.training.callbacks.telemetry import Telemetry
 from hfa.types import Source, Tokenizer
 
@@ -37,21 +36,3 @@ class CallbackConfig(Config, ABC):
         Raises:
             ConfigError: it watches a metric that validation will not have.
         """
-
-
-def check_monitor(key: str, monitor: str, source: Source) -> None:
-    """Whether `monitor` is a validated metric: ``val/loss``, ``val/bits_per_byte``, ``val/recall/NAME``.
-
-    Args:
-        key: of the configuration, for the error.
-        monitor: a metric.
-        source: what is validated on.
-
-    Raises:
-        ConfigError: validation on this source will not have it.
-    """
-    parts = source.parts()
-    there = ["val/loss"] + ["val/bits_per_byte"] * any(part.kind == "text" for part in parts.values())
-    there += [f"val/recall/{name}" for name, part in parts.items() if part.kind == "recall"]
-    if monitor not in there:
-        raise ConfigError(key, monitor, f"one of {', '.join(there)} with this data")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -14,19 +14,19 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from hfa import checkpoint
 from hfa.config import PositiveInt, config
 from hfa.models import LanguageModel
-from hfa.training.callbacks.base import CallbackConfig, Surroundings, check_monitor
+from hfa.training.callbacks.base import CallbackConfig, Surroundings
 from hfa.training.callbacks.interruption import Interrupted
 from hfa.training.callbacks.validation import validation_follows
 from hfa.training.module import LMModule
+from hfa.training.monitor import better, check_monitor
 from hfa.training.provenance import provenance
 
 
 @config
 class CheckpointsConfig(CallbackConfig):
-    """`monitor` is a validated metric, see :func:`hfa.training.callbacks.base.check_monitor`."""
+    """`monitor` is a validated metric, see :mod:`hfa.training.monitor`."""
 
     monitor: str
-    mode: Literal["min", "max"]
     every_n_steps: PositiveInt
 
     def build(self, around: Surroundings) -> Checkpoints:
@@ -40,20 +40,21 @@ class Checkpoints(L.Callback):
         last.ckpt  best.ckpt     everything a run needs to go on, read without executing anything
         last/      best/         the artifact: what is deployed
 
-    `last` is written every `every_n_steps`, after every validation and when training is interrupted.
+    `last` is written every `every_n_steps`, after every validation and when training is interrupted. It holds what the
+    other callbacks know of that step, so it comes after them.
     """
 
     def __init__(self, settings: CheckpointsConfig, around: Surroundings) -> None:
-        self.folder = around.run_dir / "checkpoints"
+        self.folder, self.monitor = around.run_dir / "checkpoints", settings.monitor
         self.best: float | None = None
         self._settings, self._around = settings, around
         self._step = self._saved = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "monitor": self._settings.monitor}
+        return {"best": self.best, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        same = state_dict.get("monitor", self._settings.monitor) == self._settings.monitor
+        same = state_dict.get("monitor", self.monitor) == self.monitor
         self.best = state_dict["best"] if same else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -67,8 +68,9 @@ class Checkpoints(L.Callback):
             self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        improved = self._improved(float(trainer.callback_metrics[self._settings.monitor]))
-        self._save(trainer, pl_module, ("last", "best") if improved else ("last",))
+        improved = self._improved(float(trainer.callback_metrics[self.monitor]))
+        # The last one holds the value of the best, so it comes after it: cut off in between, the best is found anew.
+        self._save(trainer, pl_module, ("best", "last") if improved else ("last",))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Interrupted) and self._saved != trainer.global_step:
@@ -84,8 +86,7 @@ class Checkpoints(L.Callback):
         shutil.copytree(earlier / "best", self.folder / "best", dirs_exist_ok=True)
 
     def _improved(self, value: float) -> bool:
-        sign = 1 if self._settings.mode == "min" else -1
-        if math.isnan(value) or (self.best is not None and not sign * value < sign * self.best):
+        if math.isnan(value) or (self.best is not None and not better(self.monitor, value, self.best)):
             return False
         self.best = value
         return True

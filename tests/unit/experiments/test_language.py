@@ -105,6 +105,38 @@ def test_weights_that_are_not_here_are_one_sentence(tmp_path: Path) -> None:
         study.evaluate("plain", 0.001, 0)
 
 
+def test_what_was_measured_of_earlier_weights_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = {"plain": Variant(title="Plain", overrides=("model=transformer",))}
+    ledger = Ledger(tmp_path / "runs.jsonl")
+    study = Study(name="dated", experiment="language", parameters=10**6, variants=variants, ledger=ledger)
+    monkeypatch.chdir(tmp_path)
+    run = {"variant": "plain", "overrides": [*study.overrides("plain"), *chosen(0.001, 0)]}
+    ledger.append({"kind": "evaluation", **run, "date": "2026-01-02T00:00:00+00:00"})
+    ledger.append({"kind": "training", **run, "date": "2026-01-01T23:00:00+00:00"})
+    assert study.evaluate("plain", 0.001, 0)["date"] == "2026-01-02T00:00:00+00:00"
+    ledger.append({"kind": "training", **run, "date": "2026-01-02T01:00:00+00:00"})
+    with pytest.raises(HFAError, match="the weights of this run are not here"):
+        study.evaluate("plain", 0.001, 0)
+
+
+def test_a_seed_that_diverged_is_told_and_spoils_nothing(study: Study, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        study.train("plain", 0.008, seed)
+        study.evaluate("plain", 0.008, seed)
+    lines = [json.loads(line) for line in study.ledger.path.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "evaluation" and line["seed"] == 1:
+            for one in line["bits_per_byte"]:
+                one["bits_per_byte"] = None
+            for one in line["loss_by_position"]["text"]["bins"]:
+                one["nats"] = None
+    study.ledger.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "2.0000, 1 diverged" in table(study)
+    assert draw(study, tmp_path / "study.png").stat().st_size > 10_000
+
+
 def test_a_single_rate_is_taken_as_it_is(study: Study) -> None:
     assert study.sweep("plain", [0.004], seed=0)["lr"] == 0.004
     assert len(list(study.ledger.read("training"))) == 1

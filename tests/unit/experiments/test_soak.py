@@ -74,7 +74,7 @@ def result():
     log = [{"fault": "model_failing", "at_s": 1.0, "lasted_s": 12.0}]
     arguments = argparse.Namespace(minutes=1.0, seed=3, questions=2)
     memory = [(float(second), 100.0) for second in range(60)]
-    return _result(arguments, tally, SimpleNamespace(log=log), memory, [0, 0], 60.0, 1)
+    return _result(arguments, tally, SimpleNamespace(log=log, error=None), memory, [0, 0], 60.0, 1)
 
 
 def test_what_did_not_hold_is_said(result):

@@ -150,11 +150,28 @@ def test_callers_get_equal_shares_however_many_they_ask():
 
 def test_who_comes_back_has_saved_nothing_up():
     one = scheduler(max_concurrent=1, max_queue=20)
-    one._served["idle"] = 0.0
-    one._served["busy"] = 1000.0
     one.add(sequence(4, 0, caller="busy"))
+    one._served |= {"idle": 0.0, "busy": 1000.0}
     one.add(sequence(4, 1, caller="idle"))
     assert one._served["idle"] == 1000.0
+
+
+def test_a_newcomer_has_no_claim_to_what_was_served_before_he_came():
+    one = scheduler(max_concurrent=1, max_queue=20)
+    for number in range(50):
+        alone = sequence(4, number, max_tokens=1, caller="regular")
+        one.add(alone)
+        one.schedule()
+        one.remove(alone)
+    for number in range(3):
+        one.add(sequence(4, 50 + number, max_tokens=1, caller="newcomer"))
+    one.add(sequence(4, 60, max_tokens=1, caller="regular"))
+    order = []
+    while one.sequences():
+        for piece in one.schedule().prefill:
+            order.append(piece.sequence.request.caller)
+            one.remove(piece.sequence)
+    assert order.index("regular") <= 1
 
 
 def test_a_higher_priority_takes_the_place_of_a_lower():

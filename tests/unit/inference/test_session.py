@@ -105,7 +105,8 @@ def test_an_exported_session_goes_on_elsewhere(start, tiny, text, name):
 
 def test_what_is_imported_is_looked_at(start, tiny, text):
     """A file from outside names no other model, no token and no code that there is not, and no other shape."""
-    engine = start(tiny("hfa"), **SETTINGS)
+    model = tiny("hfa")
+    engine = start(model, **SETTINGS)
     one = do(engine, lambda s: s.create())
     answer(engine, ask(text), one.name)
     data = do(engine, lambda s: s.export(one.name).to_bytes())
@@ -135,6 +136,10 @@ def test_what_is_imported_is_looked_at(start, tiny, text):
         with pytest.raises(RequestError, match=said) as refused:
             do(engine, lambda s, bad=bad: s.load(Exported.from_bytes(bad)))
         assert refused.value.status == 422
+    longer = saved(lambda t: t.update(tokens=torch.zeros(model.config.max_seq_len + 1, dtype=torch.long)))
+    with pytest.raises(RequestError, match=r"tokens, and the model reads") as refused:
+        do(engine, lambda s: s.load(Exported.from_bytes(longer)))
+    assert refused.value.status == 413
     assert len(engine._sessions) == 1
     assert do(engine, lambda s: s.load(Exported.from_bytes(saved(lambda t: None)))).tokens == one.tokens
 
@@ -354,6 +359,20 @@ def test_a_turn_without_an_answer_leaves_the_session_as_it_was(start, tiny, text
     assert one.tokens == [*text, *first]
     again, _ = answer(engine, ask([7]), one.name)
     assert again == answer(start(model, **SETTINGS), ask([*text, *first, 7]))[0]
+
+
+def test_a_turn_cut_off_while_it_reads_goes_on_from_a_snapshot(start, tiny, text):
+    engine = start(tiny("hfa"), **SETTINGS | {"checkpoint_every": 0})
+    one = do(engine, lambda s: s.create())
+    first, _ = answer(engine, ask(text), one.name)
+    kept = do(engine, lambda s: s.snapshot(one.name))
+    do(engine, lambda s: s._pool.pages.forget(one.row.pages))
+    one.row = None  # as after a deadline in the middle of its prompt
+    again, end = answer(engine, ask([7]), one.name)
+    assert end.cached_tokens == kept == len(text) + 4
+    assert again == answer(start(engine._runner.model, **SETTINGS), ask([*text, *first, 7]))[0]
+    do(engine, lambda s: s.delete(one.name))
+    assert all_free(engine)
 
 
 def test_a_turn_that_is_given_up_keeps_what_was_handed_out(start, model):

@@ -172,6 +172,18 @@ def test_silent_connections_from_everywhere_make_room_for_who_speaks(start, capl
     assert len([said for said in caplog.messages if said.startswith("More than 20 connections")]) == 1
 
 
+def test_connections_that_were_answered_make_room_too(start):
+    running = start("server.max_connections=20", "server.max_connections_per_address=10")
+    held = []
+    for number in range(20):
+        connection = socket.create_connection(address(running), timeout=30, source_address=(f"127.0.1.{number}", 0))
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        held.append(connection)
+    assert post(running).status_code == 200
+    assert ended(held) >= 1
+
+
 def ended(connections) -> int:
     """How many of them the other end has closed; the rest is closed here."""
     count = 0

@@ -85,6 +85,30 @@ def test_a_model_that_knows_nothing(settings: TrainSettings) -> None:
     }
 
 
+def test_every_length_is_kept_as_soon_as_it_is_measured(settings: TrainSettings) -> None:
+    tokenizer, source = build_data(settings)
+    model: Any = Uniform(settings)
+    kept: list[list[int]] = []
+    evaluate_model(
+        model,
+        tokenizer,
+        source.parts()["needle"],
+        lengths=(512, 256),
+        num_examples=1,
+        depth_bins=1,
+        chunk_size=512,
+        batch_size=1,
+        on_length=lambda found: kept.append(found.recall.lengths("needle")),
+    )
+    assert kept == [[256], [256, 512]]
+
+
+def test_a_length_that_is_too_short_names_the_key_and_the_task(settings: TrainSettings) -> None:
+    _, source = build_data(settings)
+    with pytest.raises(ConfigError, match=r"^evaluate.lengths: got 8, expected .* \(data.sources.mqar.seq_len\)"):
+        evaluation.parts_at(source, 8)
+
+
 def test_long_examples_run_side_by_side_only_as_far_as_their_states_fit(
     settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from hfa import checkpoint
-from hfa.errors import CheckpointError, ConfigError
+from hfa.errors import CheckpointError, ConfigError, DataError
 from hfa.training import callbacks, train
 from hfa.training.callbacks import Interrupted
 from hfa.training.callbacks.checkpoints import Checkpoints, CheckpointsConfig
@@ -91,6 +91,33 @@ def test_the_best_checkpoint_stays_when_things_get_worse(composed: Compose, tmp_
         best, last = (torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt") for name in ("best", "last"))
         assert (best["global_step"], last["global_step"]) == (4, 8)
         assert checkpoint.load(tmp_path / run / "checkpoints" / "best").provenance["step"] == 4
+        metrics = json.loads((tmp_path / run / "run.json").read_text())["metrics"]
+        assert (metrics["best/val/loss"], metrics["val/loss"]) == (losses[4], losses[8])
+
+
+def test_a_run_that_stops_early_says_so_and_keeps_what_it_has_waited(
+    composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    patient = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=1e-12")
+    with caplog.at_level("INFO"):
+        metrics = train(composed(*patient, "trainer.val_check_interval=2"), tmp_path / "run")
+    assert metrics["step"] == 4
+    assert "Stopped after step 4 of 8: Monitored metric val/loss did not improve" in caplog.text
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["callbacks"]
+    assert [state["wait_count"] for name, state in kept.items() if "EarlyStopping" in name] == [1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_a_task_is_one_sentence(composed: Compose, tmp_path: Path, workers: int) -> None:
+    with pytest.raises(DataError, match=r"^needle: seq_len is 64"):
+        train(composed("data.seq_len=64", f"loader.num_workers={workers}"), tmp_path)
+
+
+def test_a_run_that_is_terminated_before_its_steps_is_interrupted(composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as stopped, recorded(tmp_path, composed()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 143
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_a_step_of_micro_batches_is_a_step_of_one_batch(composed: Compose, tmp_path: Path) -> None:
@@ -172,8 +199,8 @@ def test_a_run_directory_is_one_process_s(composed: Compose, tmp_path: Path) -> 
         pass
 
 
-def checkpoints(run_dir: Path, monitor: str = "val/loss", mode: str = "min") -> Checkpoints:
-    settings = CheckpointsConfig(monitor=monitor, mode=mode, every_n_steps=1)
+def checkpoints(run_dir: Path, monitor: str = "val/loss") -> Checkpoints:
+    settings = CheckpointsConfig(monitor=monitor, every_n_steps=1)
     return Checkpoints(settings, SimpleNamespace(run_dir=run_dir))
 
 
@@ -185,10 +212,19 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
 
 
 def test_a_best_value_is_of_its_monitor(tmp_path: Path) -> None:
-    loss, recall = checkpoints(tmp_path), checkpoints(tmp_path, "val/recall/needle", "max")
+    loss, recall = checkpoints(tmp_path), checkpoints(tmp_path, "val/recall/needle")
     loss._improved(2.3)
     recall.load_state_dict(loss.state_dict())
     assert recall._improved(0.5)
+    assert recall._improved(0.6), "more of it is better"
+    assert not recall._improved(0.4)
+
+
+def test_all_devices_of_a_machine_without_gpus_is_no_number(composed: Compose, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there are GPUs")
+    with pytest.raises(ConfigError, match=r"trainer.devices: got -1, expected a number of processes"):
+        train(composed("trainer=ddp", "trainer.accelerator=auto", "trainer.devices=-1"), tmp_path)
 
 
 def test_a_run_directory_holds_one_run(composed: Compose, tmp_path: Path) -> None:

@@ -43,6 +43,22 @@ def test_code_that_differs_is_told_and_results_that_grow_are_not(tmp_path):
     assert dirty() == "True"
 
 
+def test_a_commit_made_while_a_run_goes_on_is_not_its_own(tmp_path):
+    path = tmp_path / "hfa/training/provenance.py"
+    path.parent.mkdir(parents=True)
+    shutil.copy(REPO / "hfa/training/provenance.py", path)
+    commit = "git -c user.name=a -c user.email=a@b commit -q --allow-empty -m"
+    subprocess.run(f"git init -q && git add -A && {commit} one", shell=True, cwd=tmp_path, check=True)
+    ask = f"""
+import subprocess
+from provenance import provenance
+before = provenance({{"seed": 3}})["commit"]
+subprocess.run("{commit} two", shell=True, check=True)
+print(before == provenance({{"seed": 3}})["commit"])
+"""
+    assert said(path.parent, "-c", ask) == "True"
+
+
 def said(folder, *arguments):
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=True

@@ -19,13 +19,22 @@ from hfa.training.sweep import SweepTable, best_job, metric_columns, read_jobs, 
 
 RESULTS = [
     {
+        "best/val/loss": 1.5,
         "val/loss": 2.0,
+        "best/val/recall/needle": 0.5,
         "val/recall/needle": 0.5,
         "val/token_recall/needle": 0.7,
         "tokens_per_s": 1234.0,
         "parameters": 10.0,
     },
-    {"val/loss": 1.0, "val/recall/needle": 1.0, "tokens_per_s": 999.0, "parameters": 20.0},
+    {
+        "best/val/loss": 1.0,
+        "val/loss": 3.0,
+        "best/val/recall/needle": 1.0,
+        "val/recall/needle": 1.0,
+        "tokens_per_s": 999.0,
+        "parameters": 20.0,
+    },
 ]
 
 
@@ -83,7 +92,7 @@ def test_every_job_has_a_row(sweep_dir: Path, capsys: pytest.CaptureFixture[str]
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["finished", "finished", "failed", "failed"]
     assert [row["model"] for row in rows] == ["hfa", "hfa", "transformer", "transformer"]
-    assert float(rows[1]["val/loss"]) == 1.0
+    assert float(rows[1]["best/val/loss"]) == 1.0
     assert rows[2]["error"] == "model.num_heads: got 3, expected a divisor of d_model=32."
     assert rows[3]["error"] == "RuntimeError: boom"
     shown = capsys.readouterr().out
@@ -109,12 +118,15 @@ def test_a_sweep_without_failures_ends_well(sweep_dir: Path) -> None:
 def test_columns(sweep_dir: Path) -> None:
     jobs = read_jobs(sweep_dir)
     assert split_overrides(jobs) == (["model", "seed", "~logger"], {"data.paths": "[/a,/b]"})
-    assert metric_columns(jobs) == ["val/loss", "val/recall/needle", "tokens_per_s", "parameters"]
+    assert metric_columns(jobs) == [
+        *("best/val/loss", "val/loss", "best/val/recall/needle", "val/recall/needle"),
+        *("tokens_per_s", "parameters"),
+    ]
 
 
 def test_the_best_job(sweep_dir: Path) -> None:
     jobs = read_jobs(sweep_dir)
-    assert best_job(jobs, "val/loss") is jobs[1]
+    assert best_job(jobs, "val/loss") is jobs[1], "its best checkpoint counts, not its last validation"
     assert best_job(jobs, "val/recall/needle") is jobs[1]
     assert best_job(jobs, None) is None
 
@@ -122,7 +134,7 @@ def test_the_best_job(sweep_dir: Path) -> None:
 def test_a_job_that_diverged_is_not_the_best(sweep_dir: Path) -> None:
     jobs = read_jobs(sweep_dir)[:2]
     assert all(job.status == "finished" for job in jobs)
-    diverged = jobs[0]._replace(metrics={"val/loss": float("nan")})
+    diverged = jobs[0]._replace(metrics={"best/val/loss": float("nan")})
     assert best_job([diverged, jobs[1]], "val/loss") is jobs[1]
 
 
