@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.ablations.setting import EXPERIMENT, PARAMETERS, RECALL
+from experiments.ablations.setting import EXPERIMENT, PARAMETERS, RECALL, TEXT
 from experiments.entry import leave
 from experiments.language.command import command
 from experiments.language.variant import Variant
@@ -39,6 +39,6 @@ if __name__ == "__main__":
             parameters=PARAMETERS,
             variants=VARIANTS,
             folder=Path(__file__).parent,
-            evaluation=(*RECALL, "evaluate.lengths=[512,65536]", "evaluate.num_examples=4"),
+            evaluation=(*RECALL, "evaluate.lengths=[512,65536]", "evaluate.num_examples=4", TEXT),
         )
     )

@@ -145,6 +145,7 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
             source,
             lengths=settings.evaluate.lengths or (source.seq_len,),
             num_examples=settings.evaluate.num_examples,
+            text_tokens=settings.evaluate.text_tokens,
             depth_bins=settings.evaluate.depth_bins,
             chunk_size=settings.evaluate.chunk_size,
             batch_size=settings.evaluate.batch_size,
@@ -171,6 +172,7 @@ def evaluate_model(
     *,
     lengths: tuple[int, ...],
     num_examples: int,
+    text_tokens: int | None = None,
     depth_bins: int,
     chunk_size: int,
     batch_size: int,
@@ -189,6 +191,7 @@ def evaluate_model(
         source: what to measure on; ``at_length`` makes its examples longer or shorter.
         lengths: tokens per example.
         num_examples: of each part at each length; fewer when a text is too short for them.
+        text_tokens: of each text at each length, in place of `num_examples`: from its beginning, so the same text.
         depth_bins: parts of the context that recall is counted in.
         chunk_size: tokens run at once; the state is carried from piece to piece, and activations stay small.
         batch_size: examples run side by side, at most; fewer where they are long, since each has a state of its own,
@@ -213,7 +216,9 @@ def evaluate_model(
             for name, part in parts_at(source, length).items():
                 by_position = LossByPosition.doubling(length, _FIRST_BIN)
                 bits = BitsPerByte()
-                for examples in _examples(part, num_examples, together, split):
+                by_tokens = text_tokens if part.kind == "text" else None
+                count = num_examples if by_tokens is None else max(1, by_tokens // length)
+                for examples in _examples(part, count, together, split):
                     batch = collate([Item(example, 0) for example in examples])
                     if forms := [example.form for example in examples if example.form]:
                         found.forms.setdefault((name, length), Counter()).update(forms)

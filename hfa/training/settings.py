@@ -28,7 +28,8 @@ class EvaluateConfig(Config):
     """What ``mode=evaluate`` measures."""
 
     lengths: tuple[PositiveInt, ...] | None  # tokens per example; None takes the data's own
-    num_examples: PositiveInt  # of every source, at every length
+    num_examples: PositiveInt  # of every recall task, at every length
+    text_tokens: PositiveInt  # of every text, at every length: the same text, or one window where that is longer
     depth_bins: PositiveInt
     chunk_size: PositiveInt  # tokens run at once
     batch_size: PositiveInt

@@ -105,9 +105,7 @@ def test_weights_that_are_not_here_are_one_sentence(tmp_path: Path) -> None:
         study.evaluate("plain", 0.001, 0)
 
 
-def test_what_was_measured_of_earlier_weights_is_measured_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_measured_of_earlier_weights_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variants = {"plain": Variant(title="Plain", overrides=("model=transformer",))}
     ledger = Ledger(tmp_path / "runs.jsonl")
     study = Study(name="dated", experiment="language", parameters=10**6, variants=variants, ledger=ledger)

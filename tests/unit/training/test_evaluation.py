@@ -85,6 +85,24 @@ def test_a_model_that_knows_nothing(settings: TrainSettings) -> None:
     }
 
 
+def test_text_is_the_same_at_every_length(settings: TrainSettings) -> None:
+    tokenizer, source = build_data(settings)
+    model: Any = Uniform(settings)
+    found = evaluate_model(
+        model,
+        tokenizer,
+        source.parts()["text"],
+        lengths=(128, 256, 2048),
+        num_examples=1,
+        text_tokens=1024,
+        depth_bins=1,
+        chunk_size=512,
+        batch_size=4,
+    )
+    assert {length: bits.tokens for (_, length), bits in found.bits.items()} == {128: 1024, 256: 1024, 2048: 2048}
+    assert found.bits["text", 128].bytes == found.bits["text", 256].bytes
+
+
 def test_every_length_is_kept_as_soon_as_it_is_measured(settings: TrainSettings) -> None:
     tokenizer, source = build_data(settings)
     model: Any = Uniform(settings)
