@@ -63,8 +63,11 @@ def _soak(arguments: argparse.Namespace, world: World, workers: list[Worker]) ->
         await running
 
     faults.start()
-    with every(_SAMPLE_S, sample):
-        asyncio.run(load())
+    try:
+        with every(_SAMPLE_S, sample):
+            asyncio.run(load())
+    finally:
+        faults.stop()
     codes = [worker.stop() for worker in workers]
     disagreements = sum(question.disagreements for question in world.questions)
     result = _result(arguments, callers.tally, faults, memory, codes, time.monotonic() - began, disagreements)
@@ -128,6 +131,7 @@ def _result(
             machine={"processor": processor(), "cores": os.cpu_count()},
         ),
         "faults": faults.log,
+        "faults_ended_by": repr(faults.error) if faults.error else None,
         "memory_mib": memory[:: max(1, len(memory) // 120)],
     }
 

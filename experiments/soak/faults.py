@@ -6,6 +6,7 @@ import resource
 import sqlite3
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,7 @@ class Faults:
                 number += 1
         except Exception as error:  # the soak goes on, and says that it held nothing against this any more
             self.error = error
+            traceback.print_exc()
 
     def _inject(self, fault: Callable[[], None]) -> None:
         began = time.monotonic()

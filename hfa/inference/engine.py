@@ -381,12 +381,15 @@ class Engine:
         row = self._sessions.take(sequence.session) if sequence.session else None
         if row is None:
             found = self._prefixes.find(sequence.keys, len(sequence.tokens))
-            if sequence.session:
+            if sequence.session and sequence.session.marks:
                 reached = found.node.position if found.node else 0
                 row = self._sessions.marked(sequence.session, after=reached, before=len(sequence.tokens))
+                # Making room for it may have taken the checkpoint.
+                found = self._prefixes.find(sequence.keys, len(sequence.tokens))
             if row is None:
                 row = self._prefixes.start(found.node) if found.node else Row()
-            sequence.node, sequence.miss = found
+                sequence.node = found.node
+            sequence.miss = found.miss
         sequence.position = row.length
         if not sequence.preemptions:
             sequence.cached = row.length
@@ -458,8 +461,11 @@ class Engine:
             except Exception as failure:
                 log.exception("Sampling failed for a request to %s", self.name)
                 error = failure.with_traceback(None)  # which would keep this frame, and with it the state, for a while
-                if sequence.node is not None and not bool(logits.isfinite().all()):
-                    self._prefixes.drop(sequence.node)  # what it began with may be to blame
+                if not bool(logits.isfinite().all()):  # what it began with may be to blame
+                    if sequence.node is not None:
+                        self._prefixes.drop(sequence.node)
+                    if sequence.session is not None:
+                        self._sessions.forget_marks(sequence.session)
         if error is not None:
             reason, sequence.failed = "error", True
         if reason is not None:

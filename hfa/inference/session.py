@@ -236,6 +236,12 @@ class Sessions:
         except RequestError:
             return None
 
+    def forget_marks(self, session: Session) -> None:
+        """Let go of the states of its snapshots; what they stand for is read again."""
+        for row in session.marks.values():
+            self._pool.pages.forget(row.pages)
+        session.marks = {}
+
     def park(self, session: Session, row: Row) -> None:
         """Keep the state of a stream that has ended; it still holds its pages."""
         session.row = row

@@ -120,6 +120,7 @@ class BoundedProtocol(H11Protocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+        self._watch_head()
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -133,8 +134,8 @@ class BoundedProtocol(H11Protocol):
             log.warning("More than %d connections: those that ask nothing are closed", self.max_connections)
 
     def _watch_head(self) -> None:
-        """Run the clock while nothing is being answered."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        """Run the clock while nothing is being answered, nor taken away."""
+        if self.flow.write_paused or (self.cycle is not None and not self.cycle.response_complete):
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None

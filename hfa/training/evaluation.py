@@ -137,7 +137,10 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
 
         def keep(found: Evaluation) -> None:  # the longest may not fit into memory, or be cut off
             report = {"checkpoint": str(folder), "training": artifact.provenance, **provenance(cfg), **found.to_json()}
-            (run_dir / "evaluation.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+            path = run_dir / "evaluation.json"
+            fresh = path.with_suffix(".new")
+            fresh.write_text(json.dumps(report, indent=2), encoding="utf-8")
+            fresh.replace(path)
 
         found = evaluate_model(
             artifact.model,
@@ -190,8 +193,8 @@ def evaluate_model(
         tokenizer: the one it was trained with.
         source: what to measure on; ``at_length`` makes its examples longer or shorter.
         lengths: tokens per example.
-        num_examples: of each part at each length; fewer when a text is too short for them.
-        text_tokens: of each text at each length, in place of `num_examples`: from its beginning, so the same text.
+        num_examples: of each recall task at each length, and without `text_tokens` of each text, which may have fewer.
+        text_tokens: of each text at each length, as far as whole windows go: from its beginning, so the same text.
         depth_bins: parts of the context that recall is counted in.
         chunk_size: tokens run at once; the state is carried from piece to piece, and activations stay small.
         batch_size: examples run side by side, at most; fewer where they are long, since each has a state of its own,
@@ -234,7 +237,7 @@ def evaluate_model(
                     found.bits[name, length], found.loss[name] = bits, by_position
                 elif part.kind == "text":
                     log.warning("%s: its %s documents are shorter than %s tokens: not measured", name, split, length)
-            if on_length:
+            if on_length and (found.bits or found.recall.tasks()):
                 on_length(found)
     finally:
         model.train(training)

@@ -139,8 +139,12 @@ def fit(trainer: L.Trainer, module: LMModule, data: DataModule, resumed: Resumed
                 why, _, _ = stopping.stopping_reason_message.partition(" Signaling")
                 log.info("Stopped after step %d of %d: %s", trainer.global_step, trainer.max_steps, why)
     except Interrupted as interrupted:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and interrupted.step is not None:
             log.info("Stopped by %s. Go on with the same command and resume=%s", interrupted, trainer.default_root_dir)
+        raise
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):  # a second Ctrl-C, which Lightning exits after with 1
+            raise KeyboardInterrupt from None
         raise
 
 

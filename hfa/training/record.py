@@ -50,7 +50,7 @@ def _recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         yield record
         record["status"] = "finished"
     except Interrupted as interrupted:
-        record |= {"status": "interrupted", "step": interrupted.step}
+        record |= {"status": "interrupted"} | ({} if interrupted.step is None else {"step": interrupted.step})
         raise
     except KeyboardInterrupt:
         record["status"] = "interrupted"
@@ -104,7 +104,7 @@ def _terminable() -> Iterator[None]:
         return
 
     def stop(signum: int, _: FrameType | None) -> None:
-        raise Interrupted(signum, 0)
+        raise Interrupted(signum, None)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

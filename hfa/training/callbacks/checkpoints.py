@@ -73,7 +73,7 @@ class Checkpoints(L.Callback):
         self._save(trainer, pl_module, ("best", "last") if improved else ("last",))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, Interrupted) and self._saved != trainer.global_step:
+        if isinstance(exception, Interrupted) and exception.step is not None and self._saved != trainer.global_step:
             self._save(trainer, pl_module)
 
     def _take_over_best(self, earlier: Path) -> None:

@@ -21,15 +21,16 @@ class Interrupted(SystemExit):
 
     Args:
         signum: SIGINT or SIGTERM.
-        step: optimizer steps done.
+        step: optimizer steps done; None outside of training.
     """
 
-    def __init__(self, signum: int, step: int) -> None:
+    def __init__(self, signum: int, step: int | None) -> None:
         super().__init__(128 + signum)
         self.signum, self.step = signum, step
 
     def __str__(self) -> str:
-        return f"{signal.Signals(self.signum).name} after step {self.step}"
+        name = signal.Signals(self.signum).name
+        return name if self.step is None else f"{name} after step {self.step}"
 
 
 class Interruption(L.Callback):

@@ -13,6 +13,7 @@ import yaml
 
 from experiments.claims import studies
 from experiments.soak.__main__ import _result
+from experiments.soak.faults import Faults
 from experiments.soak.load import Tally
 from experiments.soak.world import POISON, ROOT, World, _model
 from hfa.config import from_mapping
@@ -82,6 +83,15 @@ def test_what_did_not_hold_is_said(result):
     assert result["model_failures"] == 3
     assert result["waited_s"]["max"] == 7.0
     assert result["requests"] == 3
+
+
+def test_faults_that_end_early_are_said():
+    faults = Faults(SimpleNamespace(), [], every_s=0.0)
+    faults.chain_away = lambda: 1 / 0
+    faults.start()
+    faults._thread.join(10)
+    faults.stop()
+    assert isinstance(faults.error, ZeroDivisionError)
 
 
 def test_the_ledger_reads_the_result_and_says_when_there_is_none(result, tmp_path, monkeypatch):
