@@ -36,8 +36,8 @@ NEEDED = {"text": ["data.paths=[README.md]"], "hub": ["data.name=some/set"]}
 
 @pytest.mark.parametrize("path", sorted((CONF / "data").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_data_option(path: Path) -> None:
-    settings = data(f"+data={path.stem}", *NEEDED.get(path.stem, []), "data.seq_len=600")
-    assert (settings.seed, settings.seq_len) == (7, 600)
+    settings = data(f"+data={path.stem}", *NEEDED.get(path.stem, []), "data.seq_len=1100")
+    assert (settings.seed, settings.seq_len) == (7, 1100)
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "tokenizer").glob("*.yaml")), ids=lambda path: path.stem)
