@@ -143,11 +143,10 @@ def metric_columns(jobs: Sequence[Job]) -> list[str]:
 
 def best_job(jobs: Sequence[Job], monitor: str | None) -> Job | None:
     """The job whose best checkpoint has the lowest monitored loss, or the highest recall."""
-    found = {i: job.metrics.get(f"best/{monitor}", math.nan) for i, job in enumerate(jobs) if job.status == "finished"}
-    there = [i for i, value in found.items() if not math.isnan(value)]
-    if monitor is None or not there:
-        return None
-    return jobs[(min if direction(monitor) == "min" else max)(there, key=lambda i: found[i])]
+    key = f"best/{monitor}"
+    there = [job for job in jobs if job.status == "finished" and not math.isnan(job.metrics.get(key, math.nan))]
+    choose = max if monitor and direction(monitor) == "max" else min
+    return choose(there, key=lambda job: job.metrics[key], default=None)
 
 
 def draw_curves(jobs: Sequence[Job], path: Path, varied: Sequence[str], monitor: str | None) -> Path | None:

@@ -62,8 +62,6 @@ class TrainerConfig(Config):
     def check(self) -> None:
         if self.devices < 1 and self.devices != -1:
             raise ConfigError("devices", self.devices, "a number of devices, or -1 for all there are")
-        if self.accelerator == "cpu" and self.devices == -1:
-            raise ConfigError("devices", self.devices, "a number of processes when accelerator=cpu")
         if self.strategy == "auto" and (self.devices != 1 or self.num_nodes != 1):
             raise ConfigError("strategy", self.strategy, "ddp or fsdp for more than one device", "add trainer=ddp")
 
