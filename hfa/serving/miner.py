@@ -169,6 +169,8 @@ class HFAMiner:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         log.info("Miner stopping: running requests have %g s to finish", self._config.server.drain_s)
         self._resources.close()
+        if self._service is not None:
+            self._service.release()
         log.info("Miner stopped")
 
     def run(self) -> None:

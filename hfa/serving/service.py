@@ -133,6 +133,10 @@ class Service:
         """What answers now, by architecture."""
         return self._loaded.models
 
+    def release(self) -> None:
+        """Let go of the models, after the last request: FastAPI keeps the endpoints of an app, and with them this."""
+        self._loaded = _Loaded.of({})
+
     def swap(self, name: str, model: Served) -> Served | None:
         """Let `model` answer from now on, and return the one that did; the caller ends it, which drops no request."""
         old = self._loaded.models.get(name)

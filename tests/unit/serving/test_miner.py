@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -506,6 +508,15 @@ def test_one_folder_is_served_under_its_own_architecture(start, runs, caplog):
     assert "Miner ready with 1 models: ['simplemind']" in caplog.text
     with running.client() as client:
         assert client.generate("hello", max_tokens=2).model == "simplemind"
+
+
+def test_a_stopped_miner_keeps_no_model(settings):
+    with HFAMiner(settings()) as miner:
+        engines = [weakref.ref(model.engine) for model in miner.models.values()]
+        assert all(engine() for engine in engines)
+    gc.collect()
+    assert engines
+    assert not any(engine() for engine in engines)
 
 
 def test_the_log_says_what_is_served(start, caplog):
