@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfa.nn.conv import ShortConv
 from hfa.nn.linear import Linear
 from hfa.nn.norm import rms_norm
-from hfa.ops.index import CHUNK, TOGETHER
+from hfa.ops.index import CHUNK, TOGETHER, log_agreement
 
 GROUPS = 16  # codes of a token
 _SHARES = (TOGETHER, 4, 8)  # of them describe the last token, the one before it, and what attention compares
@@ -148,18 +148,20 @@ class Index(nn.Module):
         """
         length = query.shape[1]
         rows, columns, weights, kept = _sample(attention_query.detach(), attention_key.detach())
-        agree = self._probabilities(key.flatten(0, 1)[kept])  # [M, GROUPS, CODES]
+        described = self._probabilities(key.flatten(0, 1)[kept])  # [M, GROUPS, CODES]
         asked = self._probabilities(query[rows, columns])  # [S, GROUPS, CODES]
-        log_agreement = (torch.einsum("sgc,mgc->gsm", asked, agree) + _FLOOR).log()
+        agreement = log_agreement(asked, described, floor=_FLOOR)
         own = kept // length == rows[:, None]
         future = own & (kept % length > columns[:, None])
-        logits = (log_agreement.sum(0) * self.log_temperature.exp()).masked_fill(future, -torch.inf)
-        contrast = -(logits.log_softmax(-1).masked_fill(weights == 0, 0.0) * weights).sum(-1).mean()
-        match = -(log_agreement * weights).sum((0, 2)).mean()
-        return _WEIGHT * (contrast + match + 3.0 * _imbalance(agree) + 0.3 * _redundancy(agree))
+        temperature = self.log_temperature.exp()
+        among_all = (agreement * temperature).masked_fill(future, -torch.inf).logsumexp(-1)
+        with_read = (agreement * weights).sum(-1)
+        contrast = (among_all * weights.sum(-1) - with_read * temperature).mean()
+        match = -with_read.mean()
+        return _WEIGHT * (contrast + match + 3.0 * _imbalance(described) + 0.3 * _redundancy(described))
 
     def _probabilities(self, features: Tensor) -> Tensor:
-        return (rms_norm(self.scores(features)) * self.log_sharpness.exp()).softmax(-1)
+        return rms_norm(self.scores(features), self.log_sharpness.exp().expand(CODES)).softmax(-1)
 
 
 @torch.no_grad()

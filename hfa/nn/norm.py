@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from hfa.ops import fused
 from hfa.ops.simd import suits
 
+_EPS = 1e-6
+
 
 class RMSNorm(nn.RMSNorm):
     """torch's own, in one pass on the CPU, and with a gate where one is given.
@@ -17,19 +19,25 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
+        super().__init__(width, eps=_EPS)
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """``x / sqrt(mean(x^2) + eps) * weight``, times ``silu(gate)``: x [..., W], gate of as many elements."""
-        if suits(x, self.weight) and (gate is None or suits(gate)):
-            return fused.rms_norm(x, self.weight, 1e-6, gate)
-        y = super().forward(x)
-        return y if gate is None else y * F.silu(gate).view_as(y)
+        """:func:`rms_norm` with the module's weight."""
+        return rms_norm(x, self.weight, gate)
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """x divided by its root mean square over the last dimension."""
-    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+def rms_norm(x: Tensor, weight: Tensor, gate: Tensor | None = None) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight``, times ``silu(gate)``.
+
+    Args:
+        x: [..., W].
+        weight: [W].
+        gate: of as many elements as x.
+    """
+    if suits(x, weight) and (gate is None or suits(gate)):
+        return fused.rms_norm(x, weight, _EPS, gate)
+    y = F.rms_norm(x, weight.shape, weight, _EPS)
+    return y if gate is None else y * F.silu(gate).view_as(y)
 
 
 def l2_norm(x: Tensor) -> Tensor:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hfa.ops.index import CHUNK, TOGETHER, Search, naive_retrieve, retrieve, retrieve_exactly, room
+from hfa.ops.index import (
+    CHUNK,
+    TOGETHER,
+    Search,
+    log_agreement,
+    naive_log_agreement,
+    naive_retrieve,
+    retrieve,
+    retrieve_exactly,
+    room,
+)
 
 GROUPS, CODES, WIDTH = 6, 64, 16
 
@@ -164,3 +174,16 @@ def test_the_operator_is_one_for_torch() -> None:
     scores, query, keys, codes = inputs(60, 10, 8)
     arguments = (scores, query, keys, codes, *empty(60, 2), torch.tensor([50]), *search(2, 3, 4))
     torch.library.opcheck(torch.ops.hfa.retrieve.default, arguments)
+
+
+def test_what_the_codes_learn_from_is_what_logarithms_of_single_groups_give() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((7, 8, CODES), (13, 8, CODES))
+    queries, keys = ((torch.randn(size, generator=generator).double() * 6).softmax(-1) for size in sizes)
+    inputs = (queries.requires_grad_(), keys.requires_grad_())
+    assert torch.autograd.gradcheck(lambda *x: log_agreement(*x, floor=1e-4), inputs)
+    pull = torch.randn(7, 13, generator=generator).double()
+    fast, naive = (how(*inputs, floor=1e-4) for how in (log_agreement, naive_log_agreement))
+    torch.testing.assert_close(fast, naive)
+    for got, expected in zip(*(torch.autograd.grad(x, inputs, pull) for x in (fast, naive)), strict=True):
+        torch.testing.assert_close(got, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfa.ops.index.retrieve import Search
@@ -101,3 +102,13 @@ def measure_regret(scores: Tensor, cap: float) -> Tensor:
     scores = scores.float()
     spread = scores.square().mean(-1, keepdim=True).add(1e-12).rsqrt()
     return ((scores.amax(-1, keepdim=True) - scores) * spread).clamp(max=cap)
+
+
+def naive_log_agreement(queries: Tensor, keys: Tensor, *, floor: float) -> Tensor:
+    """Log of how likely a query and a key have the same code, summed over the groups, [S, M].
+
+    Args:
+        queries: [S, groups, codes], how likely each code is, and keys: [M, groups, codes].
+        floor: added to each group's chance.
+    """
+    return (torch.einsum("sgc,mgc->gsm", queries, keys) + floor).log().sum(0)
