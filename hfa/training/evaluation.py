@@ -28,7 +28,7 @@ from hfa.models.memory import Memory
 from hfa.models.state import State
 from hfa.training.answering import find_free, find_matches
 from hfa.training.fit import started_loggers
-from hfa.training.loggers import log_picture, log_table
+from hfa.training.loggers import media
 from hfa.training.loggers.wandb import download
 from hfa.training.provenance import provenance
 from hfa.training.record import recorded
@@ -161,9 +161,12 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
         plots = draw(found, name, run_dir / "plots")
         for logger in loggers:
             logger.log_metrics(metrics, step)
-        log_table(loggers, "retention", Cell._fields, list(found.recall.cells()), step)
-        for path in plots:
-            log_picture(loggers, path.stem, path, step)
+        cells = list(found.recall.cells())
+        for place in media(loggers):
+            if cells:
+                place.show_table("retention", Cell._fields, cells, step)
+            for path in plots:
+                place.show_picture(path.stem, path, step)
         show(found, title=f"{name} from {folder}", files=[run_dir / "evaluation.json", *tables, *plots])
     return metrics
 

@@ -18,7 +18,7 @@ from hfa.errors import ConfigError
 from hfa.models import LanguageModel
 from hfa.training.callbacks import Checkpoints, Interrupted, Interruption, Surroundings, Telemetry, ValidateLast
 from hfa.training.datamodule import DataModule
-from hfa.training.loggers import MetricsCSV, RunInfo, close, log_folder
+from hfa.training.loggers import MetricsCSV, RunInfo, media
 from hfa.training.module import LMModule
 from hfa.training.randomness import seed_everything
 from hfa.training.record import recorded
@@ -81,7 +81,8 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
             best = run_dir / "checkpoints" / "best"
             if best.is_dir() and trainer.is_global_zero:
                 log.info("Done in %.0f s. The best checkpoint: %s", metrics["seconds"], best)
-                log_folder(loggers, best, name=settings.name, metadata=metrics)
+                for logger in media(loggers):
+                    logger.keep_folder(best, name=settings.name, metadata=metrics)
     return metrics
 
 
@@ -162,7 +163,8 @@ def started_loggers(
             loggers.append(logger.build(run))
         yield loggers
     finally:
-        close(loggers)
+        for started in media(loggers):
+            started.close()
 
 
 @rank_zero_only

@@ -7,7 +7,7 @@ import lightning.pytorch as L
 from hfa.config import config
 from hfa.metrics.plot import plot_recall
 from hfa.training.callbacks.base import CallbackConfig, Surroundings
-from hfa.training.loggers import log_picture
+from hfa.training.loggers import media
 from hfa.training.module import LMModule
 
 
@@ -32,4 +32,5 @@ class RecallMap(L.Callback):
         step = trainer.global_step
         self._path.parent.mkdir(exist_ok=True)
         plot_recall({self._name: pl_module.recall}, self._path, title=f"Exact recall after {step} steps")
-        log_picture(trainer.loggers, "recall", self._path, step)
+        for logger in media(trainer.loggers):
+            logger.show_picture("recall", self._path, step)

@@ -14,7 +14,7 @@ from hfa.metrics.plot_routing import plot_routing
 from hfa.metrics.routing import Usage
 from hfa.models.simplemind import RoutedChannels
 from hfa.training.callbacks.base import CallbackConfig, Surroundings
-from hfa.training.loggers import log_picture
+from hfa.training.loggers import media
 from hfa.training.module import LMModule
 
 
@@ -65,7 +65,8 @@ class RoutingMap(L.Callback):
             return
         step = trainer.global_step
         plot_routing(self.usages, self._path, f"Channels after {step} steps, over the validation set")
-        log_picture(trainer.loggers, "routing", self._path, step)
+        for logger in media(trainer.loggers):
+            logger.show_picture("routing", self._path, step)
 
 
 def _watch(usage: Usage) -> Any:

@@ -13,7 +13,7 @@ from hfa.config import PositiveInt, config
 from hfa.models import LanguageModel
 from hfa.training.answering import write
 from hfa.training.callbacks.base import CallbackConfig, Surroundings
-from hfa.training.loggers import log_texts
+from hfa.training.loggers import media
 from hfa.training.module import LMModule
 from hfa.types import Source, Tokenizer
 
@@ -51,7 +51,8 @@ class Samples(L.Callback):
         rows = [
             [tokenizer.decode(prompt), goes_on(pl_module.model, prompt, count, tokenizer)] for prompt in self._prompts
         ]
-        log_texts(trainer.loggers, "samples", ["prompt", "continuation"], rows, step)
+        for logger in media(trainer.loggers):
+            logger.show_texts("samples", ["prompt", "continuation"], rows, step)
         with (self._around.run_dir / "samples.txt").open("a", encoding="utf-8") as file:
             for prompt, text in rows:
                 file.write(f"=== step {step}\n{prompt}\n--- goes on as\n{text}\n\n")

@@ -2,20 +2,17 @@
 
 from hfa.training.loggers.base import LoggerConfig, RunInfo
 from hfa.training.loggers.csv import MetricsCSV, read_metrics
-from hfa.training.loggers.media import close, log_folder, log_picture, log_table, log_texts
+from hfa.training.loggers.media import Media, media
 from hfa.training.loggers.tensorboard import TensorBoardConfig
 from hfa.training.loggers.wandb import WandbConfig
 
 __all__ = [
     "LoggerConfig",
+    "Media",
     "MetricsCSV",
     "RunInfo",
     "TensorBoardConfig",
     "WandbConfig",
-    "close",
-    "log_folder",
-    "log_picture",
-    "log_table",
-    "log_texts",
+    "media",
     "read_metrics",
 ]

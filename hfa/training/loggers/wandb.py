@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from hfa.config import PositiveFloat, config
 from hfa.errors import CheckpointError, PassingError
 from hfa.training.loggers.base import LoggerConfig, RunInfo
+from hfa.training.loggers.media import Media
 from hfa.training.trainer import rank
 
 log = logging.getLogger(__name__)
@@ -79,12 +80,12 @@ class WandbConfig(LoggerConfig):
         return Wandb(started, log_artifact=self.log_artifact)
 
 
-class Wandb(WandbLogger):
+class Wandb(WandbLogger, Media):
     """A started wandb run. What goes wrong in it is logged once, and then it is left alone.
 
     Args:
         run: from ``wandb.init``; None in processes that do not log.
-        log_artifact: whether :meth:`log_folder` does anything.
+        log_artifact: whether :meth:`keep_folder` does anything.
     """
 
     def __init__(self, run: wandb.Run | None, *, log_artifact: bool) -> None:
@@ -97,7 +98,16 @@ class Wandb(WandbLogger):
         if metrics:
             self._attempt(lambda: super(Wandb, self).log_metrics(metrics, step))
 
-    def log_folder(self, folder: Path, *, name: str, metadata: dict[str, Any]) -> None:
+    def show_picture(self, key: str, path: Path, step: int) -> None:
+        self.log_image(key, [str(path)], step)
+
+    def show_texts(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
+        self.show_table(key, columns, rows, step)
+
+    def show_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[object]], step: int) -> None:
+        self.log_table(key, list(columns), [list(row) for row in rows], step=step)
+
+    def keep_folder(self, folder: Path, *, name: str, metadata: dict[str, Any]) -> None:
         """Upload a model artifact, under the aliases ``latest`` and ``best``."""
         if not self._log_artifact or self._run is None or self._broken:
             return
