@@ -11,26 +11,12 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from experiments.complexity.measure import Regime
-from experiments.complexity.report import Results, short
+from experiments.complexity.report import Results
+from hfa.metrics.plot import COLOURS, MARKERS, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision; ours are drawn thick and whole, peers thin and dashed
-_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#8C564B",
-    "#7F7F7F",
-    "#999933",
-    "#5E3C99",
-)
-_MARKERS = "os^DvPX*<>hp"
 _TITLES = {"prefill": "prefill", "train": "training: forward, loss, backward", "decode": "decode"}
 
 
@@ -85,8 +71,8 @@ def _lines(axes: Axes, results: Results, regime: Regime, values: Callable[[str, 
             list(measured),
             middle,
             yerr=[middle - low, high - middle],
-            color=_COLOURS[i % len(_COLOURS)],
-            marker=_MARKERS[i % len(_MARKERS)],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
             linewidth=2.2 if facts["ours"] else 1.2,
             linestyle="-" if facts["ours"] else "--",
             markersize=6,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from experiments.complexity.measure import LEAST_ROUNDS, STATE_TOKENS, Regime
 from experiments.complexity.subjects import ALL_FEATURES
+from hfa.metrics.plot import short
 
 OURS = "hfa"
 TRANSFORMER_PEER = "llama"
@@ -378,11 +379,3 @@ def _slope_requirement(results: Results, model: str, regime: Regime) -> Requirem
 
 def _value(ratio: tuple[float, str] | None, limit: float, at_least: bool) -> tuple[float | None, float, bool, str]:
     return (None, limit, at_least, "") if ratio is None else (ratio[0], limit, at_least, ratio[1])
-
-
-def short(tokens: float) -> str:
-    """4096 as 4K, 100,000 as 100k; what is neither as it is."""
-    tokens = int(tokens)
-    if tokens >= 10_000 and tokens % 1000 == 0:
-        return f"{tokens // 1000}k"
-    return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"

@@ -11,26 +11,12 @@ from typing import TYPE_CHECKING, Any
 from experiments.language.ledger import Record
 from experiments.language.study import Study, score
 from hfa.metrics.bits import LossByPosition
-from hfa.metrics.plot import plot_overview
+from hfa.metrics.plot import COLOURS, MARKERS, plot_overview
 from hfa.metrics.recall import Recall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision, each with a marker of its own for print
-_COLOURS = (
-    "#0072B2",
-    "#56B4E9",
-    "#D55E00",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#000000",
-    "#8A8A00",
-    "#7F7F7F",
-    "#5E3C99",
-)
-_MARKERS = ("o", "v", "s", "D", "^", "P", "X", "*", "<", ">")
 _LINES = ("-", "--", ":")  # once all colours are taken, with hollow markers
 
 
@@ -135,10 +121,10 @@ def recall_of(evaluations: Sequence[Record]) -> Recall:
 
 
 def _style(number: int) -> dict[str, Any]:
-    """How the lines of a variant look; no two of the first 30 alike."""
-    again, place = divmod(number, len(_COLOURS))
+    """How the lines of a variant look; no two of the first 33 alike."""
+    again, place = divmod(number, len(COLOURS))
     filled = {"markerfacecolor": "none"} if again else {}
-    return {"color": _COLOURS[place], "marker": _MARKERS[place], "linestyle": _LINES[again % len(_LINES)], **filled}
+    return {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": _LINES[again % len(_LINES)], **filled}
 
 
 def at_best(study: Study, name: str) -> tuple[list[Record], list[Record]]:

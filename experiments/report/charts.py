@@ -14,11 +14,8 @@ from typing import NamedTuple
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from experiments.complexity.report import short
+from hfa.metrics.plot import COLOURS, MARKERS, short
 
-# Okabe and Ito's colours, told apart with any colour vision, each with a marker of its own for print
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8a8a00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MOST_CURVES = 14  # that a chart keeps apart
 # Inches: on a phone as wide as the page, so that letters keep their size, and three beside each other on a desk
 _WIDTH = 4.1

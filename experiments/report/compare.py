@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import partial
 from typing import Any, NamedTuple
 
-from experiments.complexity.report import short
 from experiments.report.run import Found, Run, by_study, compared
 from experiments.report.section import Section, Table
+from hfa.metrics.plot import short
 from hfa.metrics.recall import student
 
 _BITS, _SHARE, _COUNT = "{:.3f}", "{:.1%}", "{:,.0f}"

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.complexity.report import Results, short
+from experiments.complexity.report import Results
 from experiments.report.charts import Chart, Curve, tokens
 from experiments.report.run import Found
 from experiments.report.section import Section, Table
+from hfa.metrics.plot import short
 
 _UNITS = {"prefill": "tokens/s", "train": "tokens/s", "decode": "ms a token"}
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import matplotlib as mpl
 from matplotlib.colors import to_hex
 
-from experiments.complexity.report import short
 from experiments.report.charts import Chart, Curve, tokens
 from experiments.report.run import Found, compared
 from experiments.report.section import Cell, Fold, Grid, Section
-from hfa.metrics.plot import percent
+from hfa.metrics.plot import percent, short
 from hfa.metrics.recall import MEASURES, Measure, Recall, Share
 
 _MEASURES: dict[Measure, tuple[str, str]] = {

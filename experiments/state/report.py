@@ -8,10 +8,8 @@ from pathlib import Path
 
 from experiments.language.ledger import Ledger, Record
 from experiments.state.subjects import SUBJECTS
+from hfa.metrics.plot import COLOURS, MARKERS
 
-# Okabe and Ito's colours, told apart with any colour vision, each with a marker of its own for print
-_COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#CC79A7", "#000000", "#009E73")
-_MARKERS = ("o", "v", "s", "D", "P", "^", "*")
 _HARDEST = "256/64"  # of those trained on
 
 
@@ -39,7 +37,7 @@ def draw(ledger: Ledger, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     compared = [name for name, subject in SUBJECTS.items() if not subject.part]
-    styles = dict(zip(compared, zip(_COLOURS, _MARKERS, strict=False), strict=False))
+    styles = dict(zip(compared, zip(COLOURS, MARKERS, strict=False), strict=False))
     groups = {key: records for key, records in at_best(ledger).items() if key[0] in styles}
     sizes = sorted({floats for _, floats in groups if floats})
     settings = sorted({key for records in groups.values() for one in records for key in one["accuracy"]}, key=_hardness)

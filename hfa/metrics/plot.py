@@ -17,8 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with any colour vision, each with a marker of its own for print
-_LINES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+# Okabe and Ito's eight colours, told apart with any colour vision, and three more; each with a marker for print
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#8C564B",
+    "#7F7F7F",
+    "#999933",
+    "#5E3C99",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 _WIDTH = 10.0  # inches: at 100 pixels an inch, text of 8 points is readable
 _DPI = 150
 
@@ -100,7 +113,9 @@ def plot_loss(losses: Mapping[str, LossByPosition], path: Path, title: str = "Lo
     """
     figure = _figure(5.2, title)
     axes = figure.subplots()
-    for (name, loss), (colour, marker) in zip(losses.items(), _LINES * len(losses), strict=False):
+    for (name, loss), colour, marker in zip(
+        losses.items(), itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False
+    ):
         filled = [(a, b, bits) for a, b, bits in zip(loss.edges, loss.edges[1:], loss.bins, strict=False) if bits.bytes]
         middles = [(start + stop - 1) / 2 + 1 for start, stop, _ in filled]
         axes.plot(middles, [bits.value for *_, bits in filled], color=colour, marker=marker, label=name)
