@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,9 @@ class Anchor(Mixer):
         self.index_loss: Tensor | None = None  # of the last call in training
         self.on_read: Callable[..., None] | None = None  # see hfa.models.audit
         self.match_init()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "index_loss": None}  # a copy is not of a graph
 
     @torch.no_grad()
     def match_init(self) -> None:

@@ -20,7 +20,7 @@ class Read(NamedTuple):
 
     layer: int
     anchor: Anchor
-    start: Tensor  # int64 [B], position of the first new token
+    start: Tensor  # int64 [B], position of the first query asked for
     chosen: Tensor  # int32 [B, 1, T, R], positions retrieved for each query, by all heads; -1 where there are fewer
     near_from: Tensor  # int64 [B, T], first position of the window: it and all up to the query are read
     touched: Tensor  # int32 [B, T], tokens looked at to choose from
@@ -35,7 +35,7 @@ class Read(NamedTuple):
 
         Args:
             row: of the batch.
-            query: counted from the first new token.
+            query: counted from the first one asked for.
 
         Raises:
             ValueError: more tokens have entered the index than the query found there.

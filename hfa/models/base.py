@@ -241,12 +241,12 @@ class LanguageModel(nn.Module):
             the final features after the last token of each row [B, D], and the state after it.
 
         Raises:
-            ValueError: `lengths` are not of these tokens, or of as many rows as `state` has, or they differ where the
-                state cannot grow apart: it has to stand in pages.
+            ValueError: `lengths` are not of these tokens, of at least 1 each, or of as many rows as `state` has, or
+                they differ where the state cannot grow apart: it has to stand in pages.
         """
-        if sum(lengths) != len(tokens):
-            raise ValueError(f"lengths: got {list(lengths)}, expected {len(tokens)} tokens together")
-        _check_rows(len(lengths), state)
+        if sum(lengths) != len(tokens) or min(lengths) < 1:
+            raise ValueError(f"lengths: got {list(lengths)}, expected {len(tokens)} tokens together, at least 1 a row")
+        check_rows(len(lengths), state)
         last = torch.tensor(lengths, device=tokens.device).cumsum(0) - 1
         x, states = self._embedded(tokens), []
         for layer, (block, inner) in enumerate(zip(self.blocks, state, strict=True), 1):
@@ -276,10 +276,9 @@ class LanguageModel(nn.Module):
 
     def unpack(self) -> None:
         """Drop what `pack` made."""
-        for weight in self._matrices():
-            unpack(weight)
-        if hasattr(self, "embedding"):
-            unpack(self.embedding.weight)
+        if weights := self._matrices():
+            for weight in (*weights, self.embedding.weight):
+                unpack(weight)
 
     @property
     def is_packed(self) -> bool:
@@ -299,7 +298,7 @@ class LanguageModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _hidden(self, tokens: Tensor, state: State, last: int | None) -> tuple[Tensor, State]:
-        _check_rows(len(tokens), state)
+        check_rows(len(tokens), state)
         x, states = self._embedded(tokens), []
         for layer, (block, inner) in enumerate(zip(self.blocks, state, strict=True), 1):
             x, inner = block(x, inner, last if layer == len(self.blocks) else None)
@@ -321,7 +320,7 @@ class LanguageModel(nn.Module):
         return mixer
 
 
-def _check_rows(rows: int, state: State) -> None:
+def check_rows(rows: int, state: State) -> None:
     """Kernels take a state's rows for granted."""
     if (there := num_rows(state)) != rows:
         raise ValueError(f"tokens of {rows} rows cannot continue a state of {there} rows")

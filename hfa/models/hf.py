@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from hfa.config import config
 from hfa.errors import ConfigError
-from hfa.models.base import LanguageModel, Mixer, ModelConfig
+from hfa.models.base import LanguageModel, Mixer, ModelConfig, check_rows
 from hfa.models.hf_cache import Shell, pack
 from hfa.models.state import State, num_bytes
 
@@ -163,6 +163,8 @@ class HFModel(LanguageModel):
         if self.training and state is None:
             out = self.body(input_ids=tokens, use_cache=False, **self.positions(tokens, 0))
             return out.last_hidden_state[:, -(last or 0) :], None
+        if state is not None:
+            check_rows(len(tokens), state)
         start = 0 if state is None else _one_length(state.length)
         cache = None if state is None or not start else self.shell.unpack(state.tensors, start)
         if start and self._one_by_one:
@@ -185,9 +187,6 @@ class HFModel(LanguageModel):
 
     def state_bytes(self, seq_len: int) -> int:
         return num_bytes(self.shell.empty(1)) + 8 + seq_len * self.shell.growth_bytes
-
-    def auxiliary_loss(self) -> None:
-        return None
 
     @property
     def embedding(self) -> nn.Embedding:  # type: ignore[override]

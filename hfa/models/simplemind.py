@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -42,7 +43,8 @@ class RoutedSettings(ModelConfig):
             )
             raise ConfigError("active_channels", self.active_channels, expected)
         if self.chunk_size * FASTEST_DECAY >= 80:
-            raise ConfigError("chunk_size", self.chunk_size, "at most 64, so that float32 does not overflow")
+            most = math.ceil(80 / FASTEST_DECAY) - 1
+            raise ConfigError("chunk_size", self.chunk_size, f"at most {most}, so that float32 does not overflow")
 
 
 @config

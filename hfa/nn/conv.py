@@ -60,9 +60,9 @@ class ShortConv(nn.Module):
             head_dim: channels of a head.
         """
         kept, tail = tail.dtype, tail.to(x.dtype)  # autocast has others from one call to the next
+        after = torch.cat([tail, x[:, 1 - self.width :]], dim=1)[:, 1 - self.width :] if self.width > 1 else tail
         if suits(x, tail, self.weight) and head_dim % WIDTH == 0:
             y = causal_conv(x, tail, self.weight, silu=silu, unit_heads=unit_heads, head_dim=head_dim)
-            after = torch.cat([tail, x[:, 1 - self.width :]], dim=1)[:, 1 - self.width :] if self.width > 1 else tail
             return y, after.to(kept)
         padded = torch.cat([tail, x], dim=1)
         length, last = x.shape[1], self.width - 1
@@ -73,4 +73,4 @@ class ShortConv(nn.Module):
         if unit_heads:
             unit, rest = y.split([unit_heads * head_dim, y.shape[-1] - unit_heads * head_dim], dim=-1)
             y = torch.cat([l2_norm(unit.unflatten(-1, (-1, head_dim))).flatten(-2), rest], dim=-1)
-        return y, padded[:, length:].to(kept)
+        return y, after.to(kept)

@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfa.ops import fused
+from hfa.ops.fused.norm import EPS
 from hfa.ops.simd import suits
-
-_EPS = 1e-6
 
 
 class RMSNorm(nn.RMSNorm):
@@ -19,7 +18,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, eps=_EPS)
+        super().__init__(width, eps=EPS)
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """:func:`rms_norm` with the module's weight."""
@@ -35,11 +34,11 @@ def rms_norm(x: Tensor, weight: Tensor, gate: Tensor | None = None) -> Tensor:
         gate: of as many elements as x.
     """
     if suits(x, weight) and (gate is None or suits(gate)):
-        return fused.rms_norm(x, weight, _EPS, gate)
-    y = F.rms_norm(x, weight.shape, weight, _EPS)
+        return fused.rms_norm(x, weight, EPS, gate)
+    y = F.rms_norm(x, weight.shape, weight, EPS)
     return y if gate is None else y * F.silu(gate).view_as(y)
 
 
 def l2_norm(x: Tensor) -> Tensor:
     """x divided by its Euclidean norm over the last dimension."""
-    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+    return x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()

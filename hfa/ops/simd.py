@@ -223,41 +223,44 @@ def _power_of_two(typing_context: Any, x: Any) -> Any:
     return lanes(lanes), generate
 
 
-def _named(name: str) -> Any:
-    """An operation of LLVM's own on each lane."""
+@intrinsic
+def _floor(typing_context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.floor.v{WIDTH}f32")
+        return builder.call(function, arguments)
 
-    def declare(typing_context: Any, *operands: Any) -> Any:
+    return lanes(lanes), generate
+
+
+def _chosen(comparison: str) -> Any:
+    """x in the lanes where it compares so to y, and y in the others."""
+
+    def declare(typing_context: Any, x: Any, y: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = ir.FunctionType(_VECTOR, [_VECTOR] * len(arguments))
-            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32")
-            return builder.call(function, arguments)
+            return builder.select(builder.fcmp_ordered(comparison, *arguments), *arguments)
 
-        return lanes(*operands), generate
+        return lanes(lanes, lanes), generate
 
     return declare
 
 
 @intrinsic
-def _floor(typing_context: Any, x: Any) -> Any:
-    return _named("floor")(typing_context, x)
-
-
-@intrinsic
 def least(typing_context: Any, x: Any, y: Any) -> Any:
-    """The lesser of each lane."""
-    return _named("minnum")(typing_context, x, y)
+    """The lesser of each lane; y where one is NaN."""
+    return _chosen("<")(typing_context, x, y)
 
 
 @intrinsic
 def most(typing_context: Any, x: Any, y: Any) -> Any:
-    """The greater of each lane."""
-    return _named("maxnum")(typing_context, x, y)
+    """The greater of each lane; y where one is NaN."""
+    return _chosen(">")(typing_context, x, y)
 
 
 @njit(inline="always")
 def exponential(x: Any) -> Any:
-    """exp of each lane, to about 1e-7; beyond 87 it stays where it is. Source: Cephes, expf."""
-    x = least(most(splat(-87.0), x), splat(87.0))
+    """exp of each lane, to about 1e-7; beyond 87 it stays where it is, and NaN is NaN. Source: Cephes, expf."""
+    x = least(splat(87.0), most(splat(-87.0), x))
     whole = _floor(x * splat(1.44269504) + splat(0.5))
     x = x - whole * splat(0.693359375) + whole * splat(2.12194440e-4)
     p = splat(1.9875691500e-4) * x + splat(1.3981999507e-3)

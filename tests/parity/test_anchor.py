@@ -43,6 +43,17 @@ def test_fast_equals_naive(read, length: int, starts: list[int], window: int, bl
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
 
 
+def test_features_need_not_lie_side_by_side() -> None:
+    q, k, v, chosen, start = inputs(11, [29, 17], 8, 4)
+    apart = [x.detach().mT.contiguous().mT.requires_grad_() for x in (k, v)]
+    got = anchor_read(q, *apart, chosen, start, window=8, block_size=4)
+    expected = anchor_read(q, k, v, chosen, start, window=8, block_size=4)
+    torch.testing.assert_close(got, expected)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), (q, *kv)) for y, kv in ((got, apart), (expected, (k, v))))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_the_operator_is_one_for_torch() -> None:
     q, k, v, chosen, start = inputs(11, [29, 17], 8, 4)
     torch.library.opcheck(torch.ops.hfa.anchor_read.default, (q, k, v, chosen, start, 8, 4))

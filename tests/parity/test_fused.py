@@ -77,3 +77,17 @@ def test_weights_that_are_not_contiguous() -> None:
         causal_conv(x, tail, taps.contiguous(), silu=False, unit_heads=0, head_dim=16),
     )
     torch.testing.assert_close(rms_norm(x, gain, 1e-6), rms_norm(x, gain.contiguous(), 1e-6))
+
+
+def test_inputs_that_are_not_contiguous() -> None:
+    layer = SwiGLU(32, 64)
+    x = draw(1, 32, 9).transpose(1, 2)
+    agree(layer, lambda x: (layer(x),), x)
+
+
+@torch.no_grad()
+def test_a_tail_is_no_larger_than_it_looks() -> None:
+    """A view of what was convolved would keep all of it."""
+    for channels in (32, 30):
+        _, tail = ShortConv(channels, 4)(torch.randn(2, 100, channels), torch.zeros(2, 3, channels))
+        assert tail.untyped_storage().nbytes() <= 2 * tail.numel() * tail.element_size()

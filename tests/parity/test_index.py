@@ -176,9 +176,10 @@ def test_the_operator_is_one_for_torch() -> None:
     torch.library.opcheck(torch.ops.hfa.retrieve.default, arguments)
 
 
-def test_what_the_codes_learn_from_is_what_logarithms_of_single_groups_give() -> None:
+@pytest.mark.parametrize("groups", [5, 8])
+def test_what_the_codes_learn_from_is_what_logarithms_of_single_groups_give(groups: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    sizes = ((7, 8, CODES), (13, 8, CODES))
+    sizes = ((7, groups, CODES), (13, groups, CODES))
     queries, keys = ((torch.randn(size, generator=generator).double() * 6).softmax(-1) for size in sizes)
     inputs = (queries.requires_grad_(), keys.requires_grad_())
     assert torch.autograd.gradcheck(lambda *x: log_agreement(*x, floor=1e-4), inputs)

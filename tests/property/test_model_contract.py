@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -321,3 +322,50 @@ def test_rows_that_grow_apart_need_pages() -> None:
     assert model.joins
     with pytest.raises(ValueError, match="no pages"):
         model.join(some_tokens(1, 5)[0], [4, 1], state)
+    with pytest.raises(ValueError, match="at least 1 a row"):
+        model.join(some_tokens(1, 5)[0], [5, 0], state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_weight_that_is_not_a_number_is_seen_in_the_logits(wide: LanguageModel, dtype: torch.dtype) -> None:
+    """Read at once, token by token, and in training: an engine and a training tell by it that something is broken."""
+    tokens = some_tokens(2, 45)
+    for name, parameter in wide.to(dtype).named_parameters():
+        if ".index." in name or name == "embedding.weight":  # which tokens are read, and some of them alone
+            continue
+        whole = parameter.clone()
+        parameter.view(-1)[0] = torch.nan
+        _, state = wide(tokens[:, :30])
+        steps = []
+        for at in range(30, 45):
+            logits, state = wide.step(tokens[:, at], state)
+            steps.append(logits)
+        found = {"at once": wide(tokens)[0], "in steps": torch.stack(steps, 1)}
+        with torch.enable_grad():
+            found["in training"] = wide.train()(tokens)[0].detach()
+        wide.eval()
+        parameter.copy_(whole)
+        for how, logits in found.items():
+            assert not logits.isfinite().flatten(1).all(1).any(), (name, how)  # of either row
+
+
+def test_trained_under_autocast_with_a_softmax_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As autocast has it on CUDA."""
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: softmax(x.float(), dim))
+    model = build("hfa", d_model=64).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(some_tokens(2, 30))
+        loss = model.auxiliary_loss()
+    assert loss is not None
+    loss.backward()
+    gradients = [one.grad for name, one in model.named_parameters() if ".index." in name and one.requires_grad]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_model_can_be_copied_in_the_middle_of_a_step() -> None:
+    model = build("hfa").train()
+    model(some_tokens(2, 20))
+    assert copy.deepcopy(model).auxiliary_loss() is None
+    assert model.auxiliary_loss() is not None

@@ -16,7 +16,7 @@ NEGLIGIBLE = -30.0  # a logit below the greatest: too little for a sum to notice
 EMPTY = -1e30  # the log-sum-exp of no token
 
 
-@njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) -> None:
     """Extend the softmax over the window by the tokens chosen, in place.
 
@@ -113,7 +113,7 @@ def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, gr
             lse[head, t] = top + math.log(everything)
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
 def join_backward(
     grad: Array,
     q: Array,

@@ -67,7 +67,7 @@ def read_piece(
     return out
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 def _read_rows(
     q: int, k: int, v: int, out: int, table: Array, last: Array, heads: int, groups: int, width: int, shift: int
 ) -> None:
@@ -94,7 +94,7 @@ def _read_rows(
                 whole = np.float32(0)
                 for i in range(count):
                     gap = weights[h, i] - top[h]
-                    weights[h, i] = np.float32(math.exp(gap)) if gap > NEGLIGIBLE else np.float32(0)
+                    weights[h, i] = np.float32(0) if gap <= NEGLIGIBLE else np.float32(math.exp(gap))  # NaN stays
                     whole += weights[h, i]
                 kept[h] = np.float32(1) / whole
             for x in range(0, width, WIDTH):

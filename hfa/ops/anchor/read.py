@@ -100,7 +100,7 @@ def _read(
     q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, start: Tensor, window: int, block_size: int
 ) -> tuple[Tensor, Tensor]:
     """What is read and the log-sum-exp of its logits, [B, H, T, V] and [B, H, T]."""
-    groups, q = k.shape[2], q.contiguous()
+    groups, q, k, v = k.shape[2], q.contiguous(), _dense(k), _dense(v)
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
     for b, first in enumerate(start.tolist()):
         vectors = suits(q, k, v) and k[b].is_contiguous() and v[b].is_contiguous()
@@ -116,6 +116,11 @@ def _read(
         else:
             join(*(x[b].numpy() for x in (q, k, v, chosen, out, lse)))
     return out, lse
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x with its features side by side: torch's flash kernel takes for granted that they are."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _with_window(chosen: Tensor, position: int, window: int, block_size: int) -> Tensor:
@@ -157,7 +162,7 @@ def _anchor_read_backward(
     window: int,
     block_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    groups, grad, q = k.shape[2], grad.contiguous(), q.contiguous()
+    groups, grad, q, k, v = k.shape[2], grad.contiguous(), q.contiguous(), _dense(k), _dense(v)
     grad_q, grad_k, grad_v = (
         torch.empty_like(q),
         torch.zeros(k.shape, dtype=k.dtype),

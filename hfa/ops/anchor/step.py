@@ -30,21 +30,21 @@ _WHOLE = torch.zeros(1, dtype=torch.long, device="cpu")  # whatever device may b
 
 
 class AnchorWeights(NamedTuple):
-    """Of an anchor layer, all contiguous. A: the width of its memory, F: features of the last tokens."""
+    """Of an anchor layer, all contiguous. W: the width of its memory, F: features of the last tokens."""
 
     query: Tensor  # [D, D]
-    key: Tensor  # [A, D]
-    value: Tensor  # [A, D]
+    key: Tensor  # [W, D]
+    value: Tensor  # [W, D]
     index_query: Tensor  # [F, D]
     index_key: Tensor  # [F, D]
     out: Tensor  # [D, D]
     query_conv: Tensor  # [J, D]
-    key_conv: Tensor  # [J, A]
+    key_conv: Tensor  # [J, W]
     index_query_conv: Tensor  # [J, F]
     index_key_conv: Tensor  # [J, F]
     token_book: Tensor  # [F / 2, a quarter of the codes' values]
     before_book: Tensor  # [F / 2, as many]
-    memory_book: Tensor  # [A, half of them]
+    memory_book: Tensor  # [W, half of them]
     log_scale: Tensor  # [H]
 
 
@@ -54,8 +54,8 @@ class Row(NamedTuple):
     The memory stands in the order of positions, or in pages that other rows may have theirs among.
     """
 
-    keys: Tensor  # [N, A]
-    values: Tensor  # [N, A]
+    keys: Tensor  # [N, W]
+    values: Tensor  # [N, W]
     codes: Tensor  # uint8 [N, groups]
     tables: Tensor  # int32 [.., 64]; of no tables while all is in the window
     chunks: Tensor  # int32 [.., CHUNK]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hfa.ops.fused.conv import convolve_rows
 from hfa.ops.fused.linear import decodes, product, products, projections
-from hfa.ops.fused.norm import normalise
+from hfa.ops.fused.norm import EPS, normalise
 from hfa.ops.scan.recurrent import write_and_read
 from hfa.ops.simd import first, one, put, sigmoid
 
@@ -88,6 +88,6 @@ def _step(
                 )  # fmt: skip
                 before = after
         begin = end
-    normalise(read, norm, gate, normed, count * heads, head_dim, 1e-6)
+    normalise(read, norm, gate, normed, count * heads, head_dim, EPS)
     if project:
         products(normed, out_w, y, count, D, D)

@@ -9,7 +9,7 @@ from numba import njit
 from torch import Tensor
 
 from hfa.ops.fused.linear import decodes, products
-from hfa.ops.fused.norm import normalise
+from hfa.ops.fused.norm import EPS, normalise
 from hfa.ops.fused.packing import packed, packed_product
 from hfa.ops.simd import WIDTH, first, load, one, put, sigmoid, store, tracked
 
@@ -51,7 +51,7 @@ def _step_of_many(x: Tensor, mixed: Tensor, norm: Tensor, gate_up: Tensor, down:
     z = x + mixed
     flat = z.view(-1, z.shape[-1])
     normed = torch.empty_like(flat)
-    normalise(z.data_ptr(), norm.data_ptr(), 0, normed.data_ptr(), *flat.shape, 1e-6)
+    normalise(z.data_ptr(), norm.data_ptr(), 0, normed.data_ptr(), *flat.shape, EPS)
     gate_up_packed, down_packed = packed(gate_up), packed(down)
     if gate_up_packed is not None and down_packed is not None:
         hidden = x.new_empty(min(_PACKED_PIECE, len(flat)), down.shape[1])
@@ -80,7 +80,7 @@ def _(x: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("hfa::swiglu_mlp_backward", mutates_args=())
 def _gradient(grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dx, d_gate_up, d_down = torch.empty_like(x), torch.zeros_like(gate_up), torch.zeros_like(down)
+    dx, d_gate_up, d_down = x.new_empty(x.shape), torch.zeros_like(gate_up), torch.zeros_like(down)
     piece, width = min(_PIECE, len(x)), down.shape[1]
     d_hidden, hidden, d_kept = (x.new_empty(piece, n) for n in (width, width, 2 * width))
     parts = zip(*(t.contiguous().split(_PIECE) for t in (grad, x, kept, dx)), strict=True)
@@ -139,7 +139,7 @@ def _step(
     hidden = product + 4 * rows * max(d, 2 * width)
     for c in range(0, rows * d, WIDTH):
         store(y, c, load(x, c) + load(mixed, c))
-    normalise(y, norm, 0, hidden, rows, d, 1e-6)
+    normalise(y, norm, 0, hidden, rows, d, EPS)
     products(hidden, gate_up, product, rows, 2 * width, d)
     _swiglu(product, hidden, rows, width)
     products(hidden, down, product, rows, d, width)

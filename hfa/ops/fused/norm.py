@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hfa.ops.simd import WIDTH, load, sigmoid, splat, store, total, tracked
 
+EPS = 1e-6
 _BLOCK = 256  # rows under one partial sum of the weight's gradient, so that long sums stay exact
 
 

@@ -41,6 +41,10 @@ def choose(
         x = load(scores, at + c)
         squares, best = squares + x * x, most(best, sizes(scores, at + c, signed))
     root = math.sqrt(total(squares) / C + EPS)
+    if not math.isfinite(theta * root if router == _DYNAMIC else root):  # what is read has to say so
+        for j in range(budget):
+            index[base + j], weight[base + j] = j, np.nan
+        return budget, root, _NOTHING, np.nan
     cut, source, chosen = np.float32(0.0), _NOTHING, budget + 1
     if router == _DYNAMIC:
         cut, source = np.float32(theta * root), _THETA

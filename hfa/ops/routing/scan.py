@@ -22,7 +22,7 @@ def routed_scan(
     products over all channels.
 
     Args:
-        chunk_size: tokens per chunk; times ``FASTEST_DECAY`` at most 80.
+        chunk_size: tokens per chunk; times ``FASTEST_DECAY`` under 80.
     """
     width = v.shape[-1]
     spare = -width % WIDTH

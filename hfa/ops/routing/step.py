@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfa.ops.fused.conv import convolve, shift
 from hfa.ops.fused.linear import decodes, product, products, projections
-from hfa.ops.fused.norm import normalise
+from hfa.ops.fused.norm import EPS, normalise
 from hfa.ops.routing.recurrent import GATES, Routing, routed_step
 from hfa.ops.routing.threshold import ROUTERS
 from hfa.ops.simd import WIDTH, first, load, one, put, store
@@ -102,6 +102,6 @@ def _step(
                 opened, GATES * heads * b + h, heads, new_channels, (heads * b + h) * C * V, read, (heads * b + h) * V,
                 C, V, router, budget, erase, signed, index, weight, decay,
             )  # fmt: skip
-    normalise(read, norm, gate, normed, batch * heads, V, 1e-6)
+    normalise(read, norm, gate, normed, batch * heads, V, EPS)
     if few:
         products(normed, out, y, batch, D, D)

@@ -55,7 +55,7 @@ def test_state_of_the_default_size_fits_its_budget(name: str, mebibytes: int) ->
         ("hfa", {"num_kv_heads": 3}, r"model\.num_kv_heads: got 3"),
         ("hfa", {"dropout": 1.0}, r"model\.dropout: got 1\.0, expected less than 1"),
         ("simplemind", {"active_channels": 64}, r"model\.active_channels: got 64, expected fewer than"),
-        ("simplemind", {"chunk_size": 128}, r"model\.chunk_size: got 128, expected at most 64"),
+        ("simplemind", {"chunk_size": 128}, r"model\.chunk_size: got 128, expected at most 66"),
         ("simplemind", {"router": "random"}, r"model\.router: got 'random', expected 'dynamic', 'soft' or 'hard'"),
         ("transformer", {"num_kv_heads": 5}, r"model\.num_kv_heads: got 5"),
         ("hybrid", {"pattern": []}, r"model\.pattern"),

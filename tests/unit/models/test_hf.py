@@ -100,6 +100,8 @@ def test_rows_of_other_lengths_are_refused() -> None:
     _, state = model(some_tokens(2, 5))
     with pytest.raises(ValueError, match=r"rows of \[5, 4\] tokens"):
         model(some_tokens(2, 1), state._replace(length=torch.tensor([5, 4])))
+    with pytest.raises(ValueError, match="cannot continue a state of 2 rows"):
+        model(some_tokens(3, 1), state)
 
 
 def test_what_the_package_does_not_have() -> None:
