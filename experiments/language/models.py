@@ -14,6 +14,9 @@ VARIANTS = {
     "delta": Variant(title="Gated delta rule: HFA without anchors", overrides=("model=hfa", "model.pattern=[flow]")),
     "simplemind": Variant(title="SimpleMind", overrides=("model=simplemind",)),
     "hybrid": Variant(title="Hybrid", overrides=("model=hybrid",)),
+    "hybrid-alternating": Variant(
+        title="Hybrid, an anchor every other layer", overrides=("model=hybrid", "model.pattern=[routed,anchor]")
+    ),
     "llama": Variant(title="Llama, of transformers", overrides=("model=hf/llama", "model.num_heads=4")),
     "gated-deltanet": Variant(title="Gated DeltaNet", overrides=("model=hf/gated_deltanet",)),
     "mamba2": Variant(title="Mamba-2", overrides=("model=hf/mamba2", "model.settings.state_size=112")),
