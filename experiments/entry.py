@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from hfa.errors import ConfigError
 from hfa.mistakes import sentence
 
 FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
@@ -17,6 +18,13 @@ def program() -> str:
     """``python -m experiments.NAME``, as it was called."""
     spec = sys.modules["__main__"].__spec__
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
+
+
+def at_least(key: str, values: Sequence[float], least: float) -> None:
+    """Raises ConfigError for an option of which a value is below `least`, or is no number."""
+    for value in values:
+        if not value >= least:
+            raise ConfigError(key, value, f"at least {least:g}")
 
 
 def leave(main: Callable[[], int], interrupted: str = "Interrupted; what was finished is kept.") -> NoReturn:

@@ -98,7 +98,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Artifact:
         with torch.device("meta"):
             model = from_mapping(known[name], description["model"], f"{folder.name}/{_CONFIG}: model").build()
         model.load_state_dict(weights, assign=True)
-    except (ConfigError, RuntimeError) as error:
+    except (ConfigError, RuntimeError, TypeError, OverflowError) as error:  # of sizes beyond any machine, torch's own
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{folder}: the weights and the sizes in {_CONFIG} disagree ({reason})") from None
     tokenizer = tokenizers.load(folder / _TOKENIZER)
@@ -121,6 +121,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(description[key], dict) for key in ("model", "weights", "provenance")):
             raise ValueError("no model, weights and provenance in it")
+        if not isinstance(description["provenance"].get("step"), int | None):
+            raise ValueError("its provenance has a step that is no number")
         if "_target_" in json.dumps(description["model"]):  # it would be looked up, and perhaps called
             raise ValueError("a model may name no _target_")
     except (ValueError, TypeError, KeyError, RecursionError) as error:

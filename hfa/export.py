@@ -227,7 +227,11 @@ def export(artifact: Path, folder: Path) -> Path:
 
     Raises:
         CheckpointError: there is no artifact.
+        ConfigError: `folder` is a file, or holds what no export wrote.
     """
+    earlier = (folder / f"{_MODULE}.py").is_file()
+    if folder.exists() and not earlier and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError("FOLDER", str(folder), "a folder that is empty, of an earlier export, or not there yet")
     loaded = checkpoint.load(artifact)
     sizes = loaded.model.config
     config = ExportedConfig(

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from experiments.entry import program
+from experiments.entry import at_least, program
 from experiments.language.ledger import Ledger
 from experiments.language.report import draw, draw_recall, table, written
 from experiments.language.study import OUTPUTS, Study, console
@@ -86,7 +86,10 @@ def parse(arguments: Sequence[str] | None, description: str | None, variants: Se
     parser.add_argument("--plot", action="store_true", help="draw what there is, and write the table")
     parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")
     parser.add_argument("--results", type=Path, help="keep results in this folder")
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    at_least("--lrs", asked.lrs, 0)
+    at_least("--seeds", asked.seeds, 0)
+    return asked
 
 
 def follow(study: Study, asked: argparse.Namespace) -> list[str]:

@@ -62,24 +62,24 @@ def written(study: Study) -> str:
 
 
 def draw(study: Study, path: Path) -> Path:
-    """Three panels: bits per byte against the learning rate, by seed, and against the position."""
+    """Panels: bits per byte against the learning rate, where there are several; by seed; against the position."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), dpi=150, layout="constrained")
-    sweep, seeds, position = figure.subplots(1, 3)
     names = [name for name in study.variants if at_best(study, name)[0]]
+    rates = sorted({run["lr"] for run in study.ledger.read("training") if run["variant"] in study.variants})
+    *sweeps, seeds, position = figure.subplots(1, 3 if len(rates) > 1 else 2)
     for number, name in enumerate(names):
         style = _style(number)
-        if not study.variants[name].trained_as:
+        for sweep in () if study.variants[name].trained_as else sweeps:
             _draw_sweep(sweep, study, name, style)
         _draw_seeds(seeds, study, name, number, style)
         _draw_position(position, study, name, style)
-    rates = sorted({run["lr"] for run in study.ledger.read("training") if run["variant"] in study.variants})
-    sweep.set_xscale("log", base=2)
-    sweep.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates])
-    sweep.set(
-        xlabel="learning rate, thousandths", ylabel="validation, bits per byte (less is better)", title="Learning rate"
-    )
+    for sweep in sweeps:
+        sweep.set_xscale("log", base=2)
+        sweep.set_xticks(rates, [f"{1000 * rate:g}" for rate in rates])
+        label = "validation, bits per byte (less is better)"
+        sweep.set(xlabel="learning rate, thousandths", ylabel=label, title="Learning rate")
     seeds.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     seeds.set(ylabel="test, bits per byte, at the training's length", title="Seeds, and their mean")
     position.set_xscale("log", base=2)
@@ -91,7 +91,7 @@ def draw(study: Study, path: Path) -> Path:
     for length in {run["config"]["data"]["seq_len"] for name in names for run in at_best(study, name)[0]}:
         position.axvline(length, color="0.6", linestyle=":")
         position.annotate(" trained on", (length, position.get_ylim()[0]), color="0.4", fontsize=8, va="bottom")
-    for axes in (sweep, seeds, position):
+    for axes in (*sweeps, seeds, position):
         axes.grid(alpha=0.3)
     if position.lines:
         handles, labels = position.get_legend_handles_labels()

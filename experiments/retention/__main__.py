@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from experiments.entry import leave, program
+from experiments.entry import at_least, leave, program
 from experiments.retention.ledger import Ledger
 from experiments.retention.plan import LENGTHS, MILLION
 from experiments.retention.report import draw, table
@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder = asked.results or (RESULTS if asked.record else OUTPUTS / "results")
     ledger = Ledger(folder / "cells.jsonl")
     threads(asked.threads)
+    console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))  # and what does not fit is known now
     if asked.estimate:
-        console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))
         return 0
     for seed in asked.seeds:
         overrides = (*(QUICK if asked.quick else ()), *asked.overrides)
@@ -60,7 +60,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="measure this artifact instead of training one")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice unless given")
     parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, e.g. model.window=64")
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    at_least("--lengths", asked.lengths, 1)
+    at_least("--seeds", asked.seeds, 0)
+    return asked
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from experiments.entry import leave, program
+from experiments.entry import at_least, leave, program
 from experiments.language.ledger import Ledger, Record
 from experiments.language.study import OUTPUTS, cpu
 from experiments.state.report import draw, table, trained
 from experiments.state.subjects import SUBJECTS
 from experiments.state.trial import FAR, TEST, Plan, trial
-from hfa.errors import ConfigError
 from hfa.training.allocator import keep_freed_memory
 from hfa.training.provenance import provenance
 
@@ -73,10 +72,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")
     parser.add_argument("--results", type=Path, help="keep results in this folder")
     asked = parser.parse_args(arguments)
-    if min(asked.floats) < 1:
-        raise ConfigError("--floats", min(asked.floats), "at least 1")
-    if asked.steps < 1:
-        raise ConfigError("--steps", asked.steps, "at least 1")
+    at_least("--floats", asked.floats, 1)
+    at_least("--steps", [asked.steps], 1)
+    at_least("--lrs", asked.lrs, 0)
+    at_least("--seeds", asked.seeds, 0)
     return asked
 
 

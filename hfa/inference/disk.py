@@ -12,6 +12,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from hfa.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
@@ -45,7 +47,12 @@ class CheckpointFolder:
     def __init__(self, path: Path, origin: Origin, budget_bytes: int) -> None:
         path = path / f"{origin.model}-{origin.tokenizer}"
         self.path, self.origin, self._budget = path, origin, budget_bytes
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                "checkpoint_dir", str(path.parent), f"a folder that can be written ({error.strerror})"
+            ) from None
         for torn in path.glob("*.new"):
             torn.unlink(missing_ok=True)
         self._sizes = {file.name: file.stat().st_size for file in path.glob(f"*{_SUFFIX}")}

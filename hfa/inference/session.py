@@ -166,27 +166,27 @@ class Sessions:
         del self._sessions[name]
 
     def snapshot(self, name: str) -> int:
-        """Keep the state as it is; returns the position, to roll back to or to fork at without reading anything.
+        """Keep the state as it is; returns how many tokens there are, to roll back to or to fork at.
 
-        The states of the latest few are kept; going back to an earlier one reads what is between.
+        The next request then reads no more than it would have now: an answer's last token is not in the state yet. The
+        states of the latest few are kept; going back to an earlier one reads what is between.
         """
         session = self.idle(name)
         session.used = self._prefixes.tick()
         if session.row is None:
             raise RequestError(409, "The session has no state to keep: continue it first.")
-        position = session.row.length
-        if position not in session.marks:
-            session.marks[position] = self._parked(self._forked(session.row))
+        if session.row.length not in session.marks:
+            session.marks[session.row.length] = self._parked(self._forked(session.row))
         while len(session.marks) > _MAX_MARKS:
             self._pool.pages.forget(session.marks.pop(next(iter(session.marks))).pages)
         self._keep_to_budget()
-        return position
+        return len(session.tokens)
 
     def fork(self, name: str, at: int | None = None) -> Session:
         """A new session with the first `at` tokens of another; with all of them when that is not said."""
         session = self.idle(name)
         at = len(session.tokens) if at is None else at
-        self._check(session, at)
+        self._check(session, at, "at")
         session.used = self._prefixes.tick()
         nearest = max((row for row in session.rows() if row.length <= at), key=lambda r: r.length, default=None)
         row = self._forked(nearest) if nearest is not None and nearest.length else None
@@ -201,7 +201,7 @@ class Sessions:
     def roll_back(self, name: str, to: int) -> Session:
         """Forget all but the first `to` tokens."""
         session = self.idle(name)
-        self._check(session, to)
+        self._check(session, to, "to")
         marks = [position for position in session.marks if position <= to]
         if marks and (session.row is None or session.row.length > to):
             row = self._parked(self._forked(session.marks[max(marks)]))
@@ -326,9 +326,9 @@ class Sessions:
     def _evictable(self) -> list[Session]:
         return [session for session in self._sessions.values() if session.rows()]
 
-    def _check(self, session: Session, position: int) -> None:
+    def _check(self, session: Session, position: int, key: str) -> None:
         if not 0 <= position <= len(session.tokens):
-            raise RequestError(422, f"position: got {position}, expected 0 to {len(session.tokens)}.")
+            raise RequestError(422, f"{key}: got {position}, expected 0 to {len(session.tokens)}.")
 
     def _begun(self, tokens: list[int], owner: str, row: Row | None) -> Session:
         """A new session in the state of `row`, whose pages are free again when there is no place for it."""

@@ -113,6 +113,11 @@ class Trail:
         self.reads = []
 
 
+def can_audit(model: nn.Module) -> bool:
+    """Whether it has anchor layers: what other layers read is not recorded."""
+    return any(isinstance(part, Anchor) for part in model.modules())
+
+
 @contextlib.contextmanager
 def audit(model: nn.Module) -> Iterator[Trail]:
     """Record what the anchor layers of `model` read while the context lasts.

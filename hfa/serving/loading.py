@@ -56,6 +56,8 @@ class Loader:
         models = {name: served for name in self.names() if (served := self.newer(name))}
         if not models:
             log.warning("No model could be loaded: every request will be answered with 503")
+        elif self._asked[0] not in models:
+            log.warning("%s, the default, is not served; the others answer what names no model", self._asked[0])
         return models
 
     def newer(self, name: str) -> Served | None:

@@ -23,7 +23,7 @@ from hfa.metrics.plot import plot_loss, plot_overview, plot_recall
 from hfa.metrics.recall import MEASURES, Cell, Count, Measure, Recall
 from hfa.metrics.retention import Kept, Witness
 from hfa.models import LanguageModel
-from hfa.models.audit import audit
+from hfa.models.audit import audit, can_audit
 from hfa.models.memory import Memory
 from hfa.models.state import State
 from hfa.training.answering import find_free, find_matches
@@ -282,7 +282,7 @@ class Predicted(NamedTuple):
 
     nats: Tensor  # float32 [B, T], 0 where nothing is scored
     correct: Tensor  # bool [B, T], the likeliest token was the label, or another of its group
-    kept: Kept | None  # what became of the evidence; None in a model that has no exact memory
+    kept: Kept | None  # what became of the evidence; None in a model without anchor layers
     resumed: State | None  # the state after the first `resume_at` tokens
 
 
@@ -328,7 +328,7 @@ def predict(model: LanguageModel, batch: Batch, chunk_size: int, resume_at: int 
             correct[row.cpu(), column.cpu()] = is_right(logits.argmax(-1), row, column, labels, group).cpu()
         if stop == resume_at:
             resumed = state
-    return Predicted(nats, correct, kept if any(memories(state)) else None, resumed)
+    return Predicted(nats, correct, kept if can_audit(model) else None, resumed)
 
 
 def memories(state: State) -> Iterator[Memory]:

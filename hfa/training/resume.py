@@ -44,7 +44,7 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     run_dir = path.parent.parent
     try:
         step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"resume={spec}: {path} is torn or no checkpoint of train.py ({reason}).") from None
     for key, old, new in _differences(read_config(run_dir), cfg):

@@ -15,6 +15,7 @@ from hfa import checkpoint
 from hfa.config import from_node
 from hfa.data.tokenizers.bpe import BPEConfig
 from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.errors import ConfigError
 from hfa.models import ModelConfig
 from hfa.types import Tokenizer
 
@@ -171,3 +172,13 @@ def test_the_folder_says_by_itself_where_its_code_is(tmp_path: Path) -> None:
     assert loaded.stdout.strip() == "ExportedForCausalLM"
     wrong = subprocess.run([sys.executable, "-m", "hfa.export", "nowhere", "x"], capture_output=True, text=True)
     assert (wrong.returncode, "nowhere: no artifact here" in wrong.stderr) == (2, True)
+
+
+def test_nothing_is_written_over_that_no_export_wrote(tmp_path: Path) -> None:
+    from hfa.export import export
+
+    ours = artifact(tmp_path / "ours", "transformer").path
+    with pytest.raises(ConfigError, match="a folder that is empty, of an earlier export, or not there yet"):
+        export(ours, ours)
+    checkpoint.load(ours)
+    assert export(ours, tmp_path / "theirs") == export(ours, tmp_path / "theirs")

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from hfa.errors import CheckpointError
+
 
 class MetricsCSV(Logger):
     """One row per logged step, one column per metric, on disk before the next step begins.
@@ -33,9 +35,12 @@ class MetricsCSV(Logger):
         self._columns: list[str] = ["step"]
         self._rows: list[dict[str, Any]] = []
         if resumed_from is not None and resumed_from.exists():
-            for row in read_metrics(resumed_from):
-                if row["step"] <= resumed_step:
-                    self.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+            try:
+                rows = [row for row in read_metrics(resumed_from) if row["step"] <= resumed_step]
+            except (ValueError, KeyError) as error:  # bytes that are no text are a ValueError
+                raise CheckpointError(f"{resumed_from}: no metrics.csv of a run ({error}); move it away.") from None
+            for row in rows:
+                self.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 
     @property
     def name(self) -> str:

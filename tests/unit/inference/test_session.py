@@ -77,10 +77,11 @@ def test_rolling_back_forgets_and_a_snapshot_makes_it_cheap(start, tiny, text, n
     mark = do(engine, lambda s: s.snapshot(one.name))
     first, _ = answer(engine, ask([1, 2, 3]), one.name)
     do(engine, lambda s: s.roll_back(one.name, mark))
-    assert one.tokens == kept[:mark]
-    again, end = answer(engine, ask([*kept[mark:], 1, 2, 3]), one.name)
+    assert one.tokens == kept
+    assert mark == len(kept)
+    again, end = answer(engine, ask([1, 2, 3]), one.name)
     assert again == first
-    assert end.cached_tokens == mark
+    assert end.cached_tokens == mark - 1, "of the answer's last token there was no state yet"
     do(engine, lambda s: s.roll_back(one.name, 70))
     other, end = answer(engine, ask([5] * 60), one.name)
     assert end.cached_tokens == 64, "from the nearest checkpoint"

@@ -36,13 +36,15 @@ def test_a_conversation_with_everything_one_does_with_it(caller, shared):
     assert (one["model"], one["position"], one["ready"]) == ("hfa", 0, 0)
     first = caller.say(one["id"], "Once upon a time")
     kept = caller.post(f"/{one['id']}/snapshot")["position"]
+    assert kept == caller.http.get(f"/v1/sessions/{one['id']}").json()["position"]
     second = caller.say(one["id"], " and then")
     plain = shared.client().generate(f"Once upon a time{first} and then", max_tokens=6, model="hfa").text
     assert second == plain, "a session answers as one long prompt would"
     other = caller.post(f"/{one['id']}/fork")
     assert caller.say(one["id"], "!") == caller.say(other["id"], "!")
     back = caller.post(f"/{one['id']}/rollback", to=kept)
-    assert back["position"] == back["ready"] == kept
+    assert back["position"] == back["ready"] + 1 == kept
+    assert caller.say(one["id"], " and then") == second, "as if nothing had been asked since"
     assert caller.http.delete(f"/v1/sessions/{other['id']}").status_code == 204
     assert caller.http.get(f"/v1/sessions/{other['id']}").status_code == 404
 

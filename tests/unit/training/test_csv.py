@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from hfa.errors import CheckpointError
 from hfa.training.loggers.csv import MetricsCSV, read_metrics
 
 
@@ -38,3 +41,10 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"step": 1, "loss": 0.5}]
     path.write_text("")
     assert read_metrics(path) == []
+
+
+@pytest.mark.parametrize("written", [b"a,b\n1,2\n", b"step,loss\n1,\xff\n", b"step,loss\n1,much\n"])
+def test_what_is_no_metrics_csv_is_one_sentence(tmp_path: Path, written: bytes) -> None:
+    (tmp_path / "old.csv").write_bytes(written)
+    with pytest.raises(CheckpointError, match=r"old\.csv: no metrics\.csv of a run"):
+        MetricsCSV(tmp_path / "metrics.csv", resumed_from=tmp_path / "old.csv", resumed_step=3)

@@ -252,6 +252,17 @@ def test_what_a_small_window_leaves_to_retrieval(composed: Compose) -> None:
     )
 
 
+def test_what_layers_without_an_index_read_is_not_told(composed: Compose) -> None:
+    """A Transformer's reads are not recorded; none of them would look as if it had read nothing."""
+    settings = read_settings(composed("model=transformer", "~model.pattern"), TrainSettings)
+    tokenizer, source = build_data(settings)
+    model, part = build_model(settings, tokenizer, source), source.parts()["mqar"]
+    found = evaluate_model(
+        model, tokenizer, part, lengths=(128,), num_examples=1, depth_bins=1, batch_size=1, chunk_size=64
+    )
+    assert set(found.recall.at("mqar", 128).retention()) == {"answer"}
+
+
 def test_data_with_ids_that_the_model_lacks(settings: TrainSettings, composed: Compose) -> None:
     model = build_model(settings, *build_data(settings))
     other = read_settings(composed("data.sources.mqar.vocab_size=300", "model.vocab_size=300"), TrainSettings)
