@@ -100,9 +100,9 @@ def _label(axes: Axes, title: str, unit: str, regime: Regime) -> None:
 
 
 def _round_ticks(axes: Axes) -> None:
-    """Ticks at 1, 2 and 5 times the powers of ten that the values span."""
+    """Ticks at 1, 2 and 5 times the powers of ten that the values span, or at more where that gives one alone."""
     low, high = axes.get_ylim()
-    for steps in ((1, 2, 5), range(1, 10)):
+    for steps in ((1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
         ticks = [m * 10.0**e for e in range(-4, 7) for m in steps if low <= m * 10.0**e <= high]
         if len(ticks) >= 2:
             axes.set_yticks(ticks, [f"{tick:,g}" for tick in ticks])
