@@ -230,7 +230,7 @@ def export(artifact: Path, folder: Path) -> Path:
         ConfigError: `folder` is a file, or holds what no export wrote.
     """
     earlier = (folder / f"{_MODULE}.py").is_file()
-    if folder.exists() and not earlier and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not earlier and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("FOLDER", str(folder), "a folder that is empty, of an earlier export, or not there yet")
     loaded = checkpoint.load(artifact)
     sizes = loaded.model.config
@@ -249,10 +249,11 @@ def export(artifact: Path, folder: Path) -> Path:
     }
     model = ExportedForCausalLM(config)
     model.model.load_state_dict(loaded.model.state_dict())
+    folder.mkdir(parents=True, exist_ok=True)
+    line = f"from hfa.export import {ExportedConfig.__name__}, {ExportedForCausalLM.__name__}  # noqa: F401\n"
+    (folder / f"{_MODULE}.py").write_text(line, encoding="utf-8")  # first, so that what is cut off can be done again
     model.save_pretrained(folder)
     exported_tokenizer(loaded.tokenizer, sizes.max_seq_len).save_pretrained(folder)
-    line = f"from hfa.export import {ExportedConfig.__name__}, {ExportedForCausalLM.__name__}  # noqa: F401\n"
-    (folder / f"{_MODULE}.py").write_text(line, encoding="utf-8")
     return folder
 
 

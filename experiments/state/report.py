@@ -37,7 +37,7 @@ def draw(ledger: Ledger, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     compared = [name for name, subject in SUBJECTS.items() if not subject.part]
-    styles = dict(zip(compared, zip(COLOURS, MARKERS, strict=False), strict=False))
+    styles = dict(zip(compared, zip(COLOURS, MARKERS, strict=True), strict=False))
     groups = {key: records for key, records in at_best(ledger).items() if key[0] in styles}
     sizes = sorted({floats for _, floats in groups if floats})
     settings = sorted({key for records in groups.values() for one in records for key in one["accuracy"]}, key=_hardness)

@@ -175,8 +175,9 @@ class Sessions:
         session.used = self._prefixes.tick()
         if session.row is None:
             raise RequestError(409, "The session has no state to keep: continue it first.")
-        if session.row.length not in session.marks:
-            session.marks[session.row.length] = self._parked(self._forked(session.row))
+        row, length = session.row, session.row.length  # making room for the copy may take the session's own
+        if length not in session.marks:
+            session.marks[length] = self._parked(self._forked(row))
         while len(session.marks) > _MAX_MARKS:
             self._pool.pages.forget(session.marks.pop(next(iter(session.marks))).pages)
         self._keep_to_budget()

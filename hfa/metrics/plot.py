@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's eight colours, told apart with any colour vision, and three more; each with a marker for print
+# Seven of Okabe and Ito's colours, told apart with any colour vision, and four more; each with a marker for print
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -180,7 +180,7 @@ def short(tokens: float) -> str:
     for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
         if tokens >= unit and tokens % unit == 0:
             return f"{tokens // unit:.0f}{name}"
-    return f"{tokens:g}"
+    return f"{tokens:,.0f}" if tokens == int(tokens) else f"{tokens:g}"
 
 
 def _figure(height: float, title: str) -> Figure:

@@ -161,9 +161,8 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
         plots = draw(found, name, run_dir / "plots")
         for logger in loggers:
             logger.log_metrics(metrics, step)
-        cells = list(found.recall.cells())
         for place in media(loggers):
-            if cells:
+            if cells := list(found.recall.cells()):
                 place.show_table("retention", Cell._fields, cells, step)
             for path in plots:
                 place.show_picture(path.stem, path, step)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _TOGETHER = 4  # groups whose chances are multiplied before a logarithm is taken
 
@@ -37,6 +38,7 @@ class _LogAgreement(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         queries, keys, same = ctx.saved_tensors
         slope = grad / same

@@ -36,8 +36,8 @@ class MetricsCSV(Logger):
         self._rows: list[dict[str, Any]] = []
         if resumed_from is not None and resumed_from.exists():
             try:
-                rows = [row for row in read_metrics(resumed_from) if row["step"] <= resumed_step]
-            except (ValueError, KeyError) as error:  # bytes that are no text are a ValueError
+                rows = [row for row in read_metrics(resumed_from) if 0 <= row["step"] <= resumed_step]
+            except (ValueError, KeyError, TypeError, csv.Error) as error:  # bytes that are no text are a ValueError
                 raise CheckpointError(f"{resumed_from}: no metrics.csv of a run ({error}); move it away.") from None
             for row in rows:
                 self.log_metrics({name: value for name, value in row.items() if name != "step"}, int(row["step"]))

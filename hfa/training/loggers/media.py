@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 
 
 class Media(ABC):
-    """A logger that takes more than numbers."""
+    """A logger that takes more than numbers, and is closed when a run ends, as Lightning closes none."""
 
     @abstractmethod
     def show_picture(self, key: str, path: Path, step: int) -> None:
@@ -23,7 +23,7 @@ class Media(ABC):
 
     @abstractmethod
     def show_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[object]], step: int) -> None:
-        """Show a table of numbers."""
+        """Show a table of numbers, of one row at least."""
 
     @abstractmethod
     def keep_folder(self, folder: Path, *, name: str, metadata: dict[str, Any]) -> None:

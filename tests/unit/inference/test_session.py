@@ -278,6 +278,22 @@ def test_without_memory_for_it_there_is_no_fork(start, tiny, text):
     assert all_free(engine)
 
 
+def test_a_snapshot_that_takes_the_place_of_the_state_itself(start, tiny, text):
+    engine = start(tiny("hfa"), **SETTINGS)
+    one = do(engine, lambda s: s.create())
+    answer(engine, ask(text[:198]), one.name)
+    do(engine, lambda s: s.snapshot(one.name))
+    answer(engine, ask([1, 2]), one.name)
+    pages = engine._pool.pages
+    while engine._prefixes.evict():
+        continue
+    taken = pages.take(pages.num_free)
+    assert do(engine, lambda s: s.snapshot(one.name)) == len(one.tokens)
+    pages.drop(taken)
+    do(engine, lambda s: s.delete(one.name))
+    assert all_free(engine)
+
+
 def test_an_import_that_fails_takes_no_memory(start, tiny, text, monkeypatch):
     engine = start(tiny("hfa"), **SETTINGS, max_sessions=1)
     one = do(engine, lambda s: s.create())
@@ -370,7 +386,7 @@ def test_a_turn_cut_off_while_it_reads_goes_on_from_a_snapshot(start, tiny, text
     do(engine, lambda s: s._pool.pages.forget(one.row.pages))
     one.row = None  # as after a deadline in the middle of its prompt
     again, end = answer(engine, ask([7]), one.name)
-    assert end.cached_tokens == kept == len(text) + 4
+    assert end.cached_tokens == kept - 1 == len(text) + 4
     assert again == answer(start(engine._runner.model, **SETTINGS), ask([*text, *first, 7]))[0]
     do(engine, lambda s: s.delete(one.name))
     assert all_free(engine)
@@ -426,7 +442,7 @@ def test_snapshots_keep_the_latest_few_states(start, tiny):
     for token in range(12):
         answer(engine, ask([token], 1), one.name)
         positions.append(do(engine, lambda s: s.snapshot(one.name)))
-    assert list(one.marks) == positions[-8:]
+    assert list(one.marks) == [position - 1 for position in positions[-8:]], "an answer's last token is not read yet"
     assert do(engine, lambda s: s.roll_back(one.name, positions[0])).row is None, "this one is read again"
 
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 
 from hfa.metrics.bits import LossByPosition
-from hfa.metrics.plot import percent, plot_loss, plot_overview, plot_recall
+from hfa.metrics.plot import percent, plot_loss, plot_overview, plot_recall, short
 from hfa.metrics.recall import Recall
 
 
@@ -66,3 +66,11 @@ def test_overview_has_a_panel_for_every_measure(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_percent_says_100_and_0_of_nothing_else(rate: float, decimals: int, said: str) -> None:
     assert percent(rate, decimals) == said
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [(512, "512"), (1 << 17, "128K"), (1 << 20, "1M"), (100_000, "100,000"), (1_234_567, "1,234,567")],
+)
+def test_lengths_are_short_where_they_are_round(tokens: float, said: str) -> None:
+    assert short(tokens) == said

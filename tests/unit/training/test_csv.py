@@ -43,7 +43,9 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == []
 
 
-@pytest.mark.parametrize("written", [b"a,b\n1,2\n", b"step,loss\n1,\xff\n", b"step,loss\n1,much\n"])
+@pytest.mark.parametrize(
+    "written", [b"a,b\n1,2\n", b"step,loss\n1,\xff\n", b"step,loss\n1,much\n", b"step,loss\n1,2,3\n"]
+)
 def test_what_is_no_metrics_csv_is_one_sentence(tmp_path: Path, written: bytes) -> None:
     (tmp_path / "old.csv").write_bytes(written)
     with pytest.raises(CheckpointError, match=r"old\.csv: no metrics\.csv of a run"):
