@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import nn
 
 from hfa import checkpoint
+from hfa.config import from_node
 from hfa.data.tasks.vt import VariableTrackingConfig
 from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.errors import CheckpointError, ConfigError
-from hfa.models import LanguageModel
+from hfa.models import LanguageModel, ModelConfig
 from hfa.training import evaluate, evaluate_model, evaluation
 from hfa.training.evaluation import predict
 from hfa.training.fit import build_data, build_model
@@ -26,6 +28,7 @@ from hfa.training.report import show
 from hfa.training.settings import TrainSettings, read_settings
 from hfa.types import IGNORE, NOWHERE, Batch
 
+CONF = Path(__file__).parents[3] / "conf"
 Compose = Callable[..., dict[str, Any]]
 
 
@@ -252,13 +255,20 @@ def test_what_a_small_window_leaves_to_retrieval(composed: Compose) -> None:
     )
 
 
-def test_what_layers_without_an_index_read_is_not_told(composed: Compose) -> None:
+def test_what_layers_without_an_index_read_is_not_told(settings: TrainSettings) -> None:
     """A Transformer's reads are not recorded; none of them would look as if it had read nothing."""
-    settings = read_settings(composed("model=transformer", "~model.pattern"), TrainSettings)
+    sizes: Any = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "transformer.yaml"))
+    sizes |= {"vocab_size": 300, "d_model": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "d_ff": 32}
     tokenizer, source = build_data(settings)
-    model, part = build_model(settings, tokenizer, source), source.parts()["mqar"]
     found = evaluate_model(
-        model, tokenizer, part, lengths=(128,), num_examples=1, depth_bins=1, batch_size=1, chunk_size=64
+        from_node(sizes, "model", ModelConfig).build(),  # type: ignore[type-abstract]
+        tokenizer,
+        source.parts()["mqar"],
+        lengths=(128,),
+        num_examples=1,
+        depth_bins=1,
+        batch_size=1,
+        chunk_size=64,
     )
     assert set(found.recall.at("mqar", 128).retention()) == {"answer"}
 
