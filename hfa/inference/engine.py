@@ -459,9 +459,10 @@ class Engine:
             try:
                 reason = sequence.commit(logits, best)
             except Exception as failure:
-                log.exception("Sampling failed for a request to %s", self.name)
+                finite = bool(logits.isfinite().all())
+                log.error("Sampling failed for a request to %s: %s", self.name, failure, exc_info=finite)
                 error = failure.with_traceback(None)  # which would keep this frame, and with it the state, for a while
-                if not bool(logits.isfinite().all()):  # what it began with may be to blame
+                if not finite:  # what it began with may be to blame
                     if sequence.node is not None:
                         self._prefixes.drop(sequence.node)
                     if sequence.session is not None:

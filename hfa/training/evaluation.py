@@ -303,15 +303,17 @@ def predict(model: LanguageModel, batch: Batch, chunk_size: int, resume_at: int 
     positions = max(1, _LOGITS // model.config.vocab_size)
     last = int((labels != IGNORE).any(0).nonzero().max()) + 1 if (labels != IGNORE).any() else 0
     kept, witness, state, resumed = Kept.nothing(batch.gold), Witness(batch.gold), None, None
+    told = can_audit(model)
     for start, stop in itertools.pairwise(
         sorted({*range(0, last, chunk_size), last, *([resume_at] if resume_at else ())})
     ):
         piece = slice(start, stop)
         scored = (labels[:, piece] != IGNORE).any(0).nonzero()
         first = int(scored[0]) if len(scored) else stop - start - 1  # what is before it nobody asks for
-        if (batch.gold[:, piece] == NOWHERE).all():
+        if not told or (batch.gold[:, piece] == NOWHERE).all():
             features, state = model.hidden(tokens[:, piece], state, last=stop - start - first)
-            witness.note(list(memories(state)), piece)
+            if told:
+                witness.note(list(memories(state)), piece)
         else:
             with audit(model) as trail:
                 features, state = model.hidden(tokens[:, piece], state, last=stop - start - first)
@@ -327,7 +329,7 @@ def predict(model: LanguageModel, batch: Batch, chunk_size: int, resume_at: int 
             correct[row.cpu(), column.cpu()] = is_right(logits.argmax(-1), row, column, labels, group).cpu()
         if stop == resume_at:
             resumed = state
-    return Predicted(nats, correct, kept if can_audit(model) else None, resumed)
+    return Predicted(nats, correct, kept if told else None, resumed)
 
 
 def memories(state: State) -> Iterator[Memory]:
