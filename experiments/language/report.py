@@ -71,8 +71,8 @@ def draw(study: Study, path: Path) -> Path:
     *sweeps, seeds, position = figure.subplots(1, 3 if len(rates) > 1 else 2)
     for number, name in enumerate(names):
         style = _style(number)
-        for sweep in () if study.variants[name].trained_as else sweeps:
-            _draw_sweep(sweep, study, name, style)
+        if sweeps and not study.variants[name].trained_as:
+            _draw_sweep(*sweeps, study, name, style)
         _draw_seeds(seeds, study, name, number, style)
         _draw_position(position, study, name, style)
     for sweep in sweeps:

@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder = asked.results or (RESULTS if asked.record else OUTPUTS / "results")
     ledger = Ledger(folder / "cells.jsonl")
     threads(asked.threads)
-    console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))  # and what does not fit is known now
+    if asked.seeds or asked.estimate:  # before a training, for what does not fit is known here
+        console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))
     if asked.estimate:
         return 0
     for seed in asked.seeds:

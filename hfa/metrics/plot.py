@@ -90,19 +90,18 @@ def plot_overview(recalls: Mapping[str, Recall], path: Path, title: str = "Reten
     measures = [measure for measure in MEASURES if any(count.share(measure).whole for count in counts)]
     figure = _figure(len(recalls) * (1.1 + 0.34 * len(tasks)) + 0.6, title)
     grid = figure.subplots(len(recalls), len(measures), sharey=True, squeeze=False)
-    for number, (name, totals_of) in enumerate(totals.items()):
-        row = grid[number]
+    for row, (name, totals_of) in zip(grid, totals.items(), strict=True):
         for axes, measure in zip(row, measures, strict=True):
             shares = [[count.share(measure) for count in line] for line in totals_of]
             _cells(axes, shares)
             axes.set_yticks(range(len(tasks)), tasks, fontsize=8)
             axes.set_xticks(range(len(lengths)), [short(length) for length in lengths], fontsize=8)
-            if number == len(grid) - 1:
-                axes.set_xlabel("length of the context (tokens)", fontsize=8)
         if len(recalls) > 1:
             row[0].set_ylabel(textwrap.fill(name, 18), rotation=0, ha="right", va="center", fontsize=9)
     for axes, measure in zip(grid[0], measures, strict=True):
         axes.set_title(measure, fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("length of the context (tokens)", fontsize=8)
     return _save(figure, path)
 
 

@@ -161,7 +161,10 @@ class Index(nn.Module):
         return _WEIGHT * (contrast + match + 3.0 * _imbalance(described) + 0.3 * _redundancy(described))
 
     def _probabilities(self, features: Tensor) -> Tensor:
-        return rms_norm(self.scores(features), self.log_sharpness.exp().expand(CODES)).softmax(-1)
+        sharpness = self.log_sharpness.exp().expand(CODES)
+        return rms_norm(self.scores(features).to(sharpness.dtype), sharpness).softmax(
+            -1
+        )  # autocast's are of half of it
 
 
 @torch.no_grad()

@@ -42,8 +42,8 @@ class RoutedSettings(ModelConfig):
                 " without the shared one" if free < self.num_channels else ""
             )
             raise ConfigError("active_channels", self.active_channels, expected)
-        if self.chunk_size * FASTEST_DECAY >= 80:
-            most = math.ceil(80 / FASTEST_DECAY) - 1
+        most = math.ceil(80 / FASTEST_DECAY) - 1  # exp of 80 is near to what float32 holds
+        if self.chunk_size > most:
             raise ConfigError("chunk_size", self.chunk_size, f"at most {most}, so that float32 does not overflow")
 
 

@@ -19,6 +19,7 @@ from numba.extending import intrinsic, models, overload, register_model
 from torch import Tensor
 
 WIDTH = 16
+REORDERED = {"reassoc", "contract", "nsz", "arcp"}  # for sums in any order, where NaN and infinity have to stay
 _VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
 _INTEGERS = ir.VectorType(ir.IntType(32), WIDTH)
 

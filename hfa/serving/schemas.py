@@ -233,8 +233,8 @@ def parse_as(schema: type[B], body: bytes) -> B:
     if problem["type"] == "missing":
         raise RequestError(422, f"{where}: missing; it has to be sent.")
     expected = problem["msg"].removeprefix("Input should be ")
-    for kind, plain in (("String should have ", ""), ("List should have ", ""), (" after validation", "")):
-        expected = expected.replace(kind, plain)
+    for words in ("String should have ", "List should have ", " after validation"):
+        expected = expected.replace(words, "")
     raise RequestError(422, f"{where or 'body'}: got {_shown(problem['input'])}, expected {expected}.")
 
 

@@ -79,9 +79,9 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
                         metrics[f"best/{checkpoints.monitor}"] = checkpoints.best
                 record["metrics"] = metrics
             best = run_dir / "checkpoints" / "best"
-            if not best.is_dir() and trainer.is_global_zero:
-                log.warning("Done in %.0f s; no best checkpoint, since no validation gave a number", metrics["seconds"])
-            if best.is_dir() and trainer.is_global_zero:
+            if trainer.is_global_zero and not best.is_dir():
+                log.warning("Done in %.0f s, without a best checkpoint", metrics["seconds"])
+            elif trainer.is_global_zero:
                 log.info("Done in %.0f s. The best checkpoint: %s", metrics["seconds"], best)
                 for logger in media(loggers):
                     logger.keep_folder(best, name=settings.name, metadata=metrics)

@@ -120,6 +120,8 @@ def changed_weights(folder: Path) -> None:
         (lambda folder: rewrite(folder, model={**STORED, "_target_": "os.system"}), "may name no _target_"),
         (lambda folder: rewrite(folder, model={**STORED, "d_model": 32}), "disagree"),
         (lambda folder: rewrite(folder, model={"d_model": 32}), "disagree"),
+        (lambda folder: rewrite(folder, model={**STORED, "d_model": 10**30}), "disagree"),
+        (lambda folder: rewrite(folder, provenance={"step": "many"}), "a step that is no number"),
         (
             lambda folder: rewrite(folder, model={**STORED, "d_ff": {"_target_": "hfa.training.fit.X"}}),
             "may name no _target_",

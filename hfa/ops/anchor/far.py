@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hfa.ops.simd import WIDTH, exponential, load, splat, store, total
+from hfa.ops.simd import REORDERED, WIDTH, exponential, load, splat, store, total
 
 Array = np.ndarray[Any, Any]
 
@@ -16,7 +16,7 @@ NEGLIGIBLE = -30.0  # a logit below the greatest: too little for a sum to notice
 EMPTY = -1e30  # the log-sum-exp of no token
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=REORDERED, error_model="numpy")
 def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) -> None:
     """Extend the softmax over the window by the tokens chosen, in place.
 
@@ -64,7 +64,7 @@ def join(q: Array, k: Array, v: Array, chosen: Array, out: Array, lse: Array) ->
                 lse[head, t] = top[h] + math.log(total)
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=REORDERED, error_model="numpy")
 def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, groups: int, width: int) -> None:
     """What `join` does, for float32 and a width in whole vectors: q, k, v and out are addresses, all contiguous.
 
@@ -113,7 +113,7 @@ def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, gr
             lse[head, t] = top + math.log(everything)
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
+@njit(nogil=True, cache=True, fastmath=REORDERED)
 def join_backward(
     grad: Array,
     q: Array,

@@ -13,7 +13,7 @@ from torch import Tensor
 from hfa.ops.anchor.far import NEGLIGIBLE, join, join_vectors
 from hfa.ops.anchor.read import _read_windows
 from hfa.ops.index.trie import place
-from hfa.ops.simd import WIDTH, load, splat, store, suits, total
+from hfa.ops.simd import REORDERED, WIDTH, load, splat, store, suits, total
 
 Array = np.ndarray[Any, Any]
 
@@ -67,7 +67,7 @@ def read_piece(
     return out
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=REORDERED, error_model="numpy")
 def _read_rows(
     q: int, k: int, v: int, out: int, table: Array, last: Array, heads: int, groups: int, width: int, shift: int
 ) -> None:

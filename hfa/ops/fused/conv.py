@@ -10,10 +10,10 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from hfa.ops.fused.norm import EPS
 from hfa.ops.simd import WIDTH, load, sigmoid, splat, store, total, tracked
 
 _BLOCK = 256  # tokens under one partial sum of the weight's gradient, so that long sums stay exact
-_EPS = 1e-6
 
 Array = np.ndarray[Any, Any]
 
@@ -105,7 +105,7 @@ def convolve(
                     squares = squares + z * z
                     store(y, row + c, z)
                 if first < unit_heads * head_dim:
-                    scale = splat(1.0 / math.sqrt(total(squares) + _EPS))
+                    scale = splat(1.0 / math.sqrt(total(squares) + EPS))
                     for c in range(first, first + head_dim, WIDTH):
                         store(y, row + c, load(y, row + c) * scale)
 
@@ -178,7 +178,7 @@ def _before_sum(
         if unit:
             s = z * sigmoid(z) if silu else z
             squares, product = squares + s * s, product + s * load(grad, row + c)
-    scale = 1.0 / math.sqrt(total(squares) + _EPS) if unit else 1.0
+    scale = 1.0 / math.sqrt(total(squares) + EPS) if unit else 1.0
     along = splat(total(product) * scale**3 if unit else 0.0)
     for c in range(first, first + head_dim, WIDTH):
         z, pull = load(recent, place + c), load(grad, row + c) * splat(scale)

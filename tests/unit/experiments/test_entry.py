@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.entry import leave
-from hfa.errors import DataError
+from experiments.entry import at_least, leave
+from hfa.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[3]
 
@@ -54,3 +54,10 @@ def test_help_runs_nothing_and_says_how_it_was_called(name: str, tmp_path: Path)
     mistaken = subprocess.run([*command[:-1], "--recrod"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert mistaken.returncode == 2
     assert "Traceback" not in mistaken.stderr
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_an_option_below_what_it_can_be_is_named(value: float) -> None:
+    at_least("--lrs", [1e-3, 0.0], 0)
+    with pytest.raises(ConfigError, match=rf"--lrs: got {value}, expected at least 0\."):
+        at_least("--lrs", [1e-3, value], 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hfa.errors import ConfigError
 from hfa.inference import Engine, FinishEvent, GenerationRequest, Sampling
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml") if path.stem != "hf")
@@ -91,6 +92,12 @@ def test_another_salt_shares_nothing(kept, tiny, prompt):
     answer(engine, ask(prompt, cache_salt="one"))
     assert answer(engine, ask(prompt, cache_salt="two"))[1].cached_tokens == 0
     assert answer(engine, ask(prompt, cache_salt="one"))[1].cached_tokens == 256
+
+
+def test_a_folder_that_cannot_be_is_named(kept, tiny, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"checkpoint_dir: got .*file.*, expected a folder that can be written"):
+        kept(tiny("hfa"), checkpoint_dir=str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("name", NAMES)

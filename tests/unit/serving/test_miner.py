@@ -477,6 +477,7 @@ def test_one_torn_artifact_is_a_warning_and_the_other_serves(start, runs, tmp_pa
     with caplog.at_level("INFO"):
         running = start(f"checkpoint_root={tmp_path / 'runs'}")
     assert "hfa is not served from here" in caplog.text
+    assert "hfa, the default, is not served; the others answer what names no model" in caplog.text
     assert "Miner ready with 1 models: ['simplemind']" in caplog.text
     with running.client() as client:
         answer = client.generate("hello", max_tokens=2)
