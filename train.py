@@ -32,7 +32,8 @@ def job(cfg: DictConfig) -> float | None:
         from hfa.training.allocator import keep_freed_memory
 
         keep_freed_memory()  # of the whole process, so here and not in what a test or a notebook calls
-        return run(plain, Path(context.runtime.output_dir), interactive=not sweeping)
+        chosen = list(context.overrides.task)
+        return run(plain, Path(context.runtime.output_dir), overrides=chosen, interactive=not sweeping)
     except Exception as error:
         if not sweeping:  # of a sweep's job hfa.training.sweep takes note, and the others go on
             leave_if_mistaken(error)

@@ -51,9 +51,19 @@ class Loader:
         """The architectures there may be artifacts of."""
         return list(self._specs())
 
-    def load(self) -> dict[str, Served]:
-        """Every model. Raises ConfigError for an engine that cannot be."""
+    def load(self, *, again: bool) -> dict[str, Served]:
+        """Every model.
+
+        Args:
+            again: whether there will be later looks.
+
+        Raises:
+            CheckpointError: the one folder that was named cannot be served, and will not be looked at again.
+            ConfigError: an engine that cannot be.
+        """
         models = {name: served for name in self.names() if (served := self.newer(name))}
+        if not models and self._spec not in NEWEST and not again:
+            raise CheckpointError(f"checkpoint={self._spec} cannot be served; name another, or wait with watch_s=60.")
         if not models:
             log.warning("No model could be loaded: every request will be answered with 503")
         elif self._asked[0] not in models:
@@ -61,7 +71,7 @@ class Loader:
         return models
 
     def newer(self, name: str) -> Served | None:
-        """The model of `name`, if its artifact is another than at the last look. Raises ConfigError as `load`."""
+        """The model of `name`, if its artifact is another than at the last look. Raises ConfigError as `load` does."""
         try:
             source = self._source(name)
             if self._seen.get(name) in (source, source._replace(written=())):

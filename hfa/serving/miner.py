@@ -140,7 +140,7 @@ class HFAMiner:
                 engine=settings.engine,
             )
             service = Service(
-                loader.load(),
+                loader.load(again=settings.watch_s is not None),
                 default=settings.default,
                 statistics=statistics,
                 policy=settings.selection,

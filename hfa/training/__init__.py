@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,16 @@ __all__ = ["DataModule", "Evaluation", "LMModule", "evaluate", "evaluate_model",
 _HOMES = {"DataModule": "datamodule", "LMModule": "module", "train": "fit"}
 
 
-def run(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -> float | None:
+def run(
+    cfg: Mapping[str, Any], run_dir: Path, *, overrides: Sequence[str] = (), interactive: bool = False
+) -> float | None:
     """Train, evaluate or audit, as ``cfg["mode"]`` says.
+
+    Args:
+        cfg: the resolved configuration, plain data.
+        run_dir: gets what the run makes.
+        overrides: of the command line, which say what was chosen and not only composed.
+        interactive: whether a person may be looking at the terminal.
 
     Returns:
         The best value of the metric that ``callbacks.checkpoints.monitor`` names; None when it was not measured.
@@ -28,8 +36,10 @@ def run(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -> 
     from hfa.training.fit import train
     from hfa.training.tracing import explain
 
-    modes = {"evaluate": evaluate, "audit": explain}
-    metrics = modes[cfg["mode"]](cfg, run_dir) if cfg["mode"] in modes else train(cfg, run_dir, interactive=interactive)
+    if look := {"evaluate": evaluate, "audit": explain}.get(cfg["mode"]):
+        metrics = look(cfg, run_dir, overrides)
+    else:
+        metrics = train(cfg, run_dir, interactive=interactive)
     checkpoints = (cfg.get("callbacks") or {}).get("checkpoints")
     return metrics.get(f"best/{checkpoints['monitor']}") if checkpoints else None
 

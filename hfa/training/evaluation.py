@@ -7,14 +7,13 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hfa import checkpoint
 from hfa.data.loader import Item, collate
 from hfa.errors import ConfigError, DataError
 from hfa.metrics.bits import BitsPerByte, LossByPosition
@@ -27,9 +26,9 @@ from hfa.models.audit import audit, can_audit
 from hfa.models.memory import Memory
 from hfa.models.state import State
 from hfa.training.answering import find_free, find_matches
+from hfa.training.artifact import load_artifact
 from hfa.training.fit import started_loggers
 from hfa.training.loggers import media
-from hfa.training.loggers.wandb import download
 from hfa.training.provenance import provenance
 from hfa.training.record import recorded
 from hfa.training.report import show
@@ -111,14 +110,15 @@ class Evaluation(NamedTuple):
         return bits | recall | audited
 
 
-def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
+def evaluate(cfg: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Measure the checkpoint that `cfg` names on the data that it names.
 
-    Architecture, sizes and tokenizer are the checkpoint's; the groups ``model`` and ``tokenizer`` play no part.
+    Architecture, sizes and tokenizer are the checkpoint's, whatever ``model`` and ``tokenizer`` were composed.
 
     Args:
         cfg: the resolved configuration, plain data.
         run_dir: gets evaluation.json, retention.csv, plots/, run.json and config.yaml.
+        overrides: of the command line; those of the model have to agree with the checkpoint.
 
     Returns:
         :meth:`Evaluation.metrics`.
@@ -129,14 +129,19 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
     settings = read_settings(cfg, EvaluationSettings)
     settings.trainer.prepare()
     with recorded(run_dir, cfg) as record, started_loggers(settings, cfg, run_dir, None) as loggers:
-        folder = find_artifact(settings)
-        artifact = checkpoint.load(folder, "cuda" if settings.trainer.device_kind == "gpu" else "cpu")
-        source = settings.data.build(artifact.tokenizer, settings.cache)
+        device = "cuda" if settings.trainer.device_kind == "gpu" else "cpu"
+        artifact = load_artifact(settings, cfg, overrides, device)
+        folder, source = artifact.path, settings.data.build(artifact.tokenizer, settings.cache)
         name, step = artifact.model.config.title, int(artifact.provenance.get("step") or 0)
         log.info("Evaluating %s from %s", name, folder)
 
         def keep(found: Evaluation) -> None:  # the longest may not fit into memory, or be cut off
-            report = {"checkpoint": str(folder), "training": artifact.provenance, **provenance(cfg), **found.to_json()}
+            report = {
+                "checkpoint": str(folder),
+                "training": artifact.provenance,
+                **provenance(cfg),
+                **found.to_json(),
+            }
             path = run_dir / "evaluation.json"
             fresh = path.with_suffix(".new")
             fresh.write_text(json.dumps(report, indent=2), encoding="utf-8")
@@ -339,17 +344,6 @@ def memories(state: State) -> Iterator[Memory]:
     elif isinstance(state, tuple):
         for inner in state:
             yield from memories(inner)
-
-
-def find_artifact(settings: EvaluationSettings) -> Path:
-    """The folder that ``checkpoint=`` means, fetched from wandb if need be.
-
-    Raises:
-        CheckpointError: nothing fits.
-    """
-    if settings.checkpoint.startswith("wandb:"):
-        return download(settings.checkpoint, settings.cache)
-    return checkpoint.resolve(settings.checkpoint, architecture=None, root=Path(settings.output_dir))
 
 
 def write_table(found: Evaluation, path: Path) -> list[Path]:

@@ -28,7 +28,8 @@ def recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Keep run.json and config.yaml in `run_dir` while a run is made.
 
     What the body adds to the yielded dictionary (``metrics``, say) is written when it ends; ``status`` goes from
-    ``running`` to ``finished``, ``interrupted`` (Ctrl-C, SIGTERM) or ``failed``; after a SIGKILL it stays ``running``.
+    ``running`` to ``finished`` unless the body sets another (``diverged``), to ``interrupted`` (Ctrl-C, SIGTERM) or to
+    ``failed``; after a SIGKILL it stays ``running``.
 
     Raises:
         ConfigError: `run_dir` holds the checkpoints of a run already, or another process is making one there.
@@ -48,7 +49,8 @@ def _recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     _write(run_dir / CONFIG, yaml.safe_dump(dict(cfg), sort_keys=False))
     try:
         yield record
-        record["status"] = "finished"
+        if record["status"] == "running":
+            record["status"] = "finished"
     except Interrupted as interrupted:
         record |= {"status": "interrupted"} | ({} if interrupted.step is None else {"step": interrupted.step})
         raise

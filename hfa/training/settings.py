@@ -55,8 +55,8 @@ class Settings(Config):
     evaluate: EvaluateConfig
 
     def check(self) -> None:
-        if self.seed > _MAX_SEED:
-            raise ConfigError("seed", self.seed, f"at most {_MAX_SEED}")
+        if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            raise ConfigError("name", self.name, "a folder below output_dir, as a/b is")
 
     @property
     def cache(self) -> Path:
@@ -94,6 +94,9 @@ def read_settings(cfg: Mapping[str, Any], kind: type[_S]) -> _S:
     Raises:
         ConfigError: an unknown or missing key, a wrong type, a broken constraint.
     """
+    seed = cfg.get("seed", 0)  # before the parts that copy it and would be named in its place
+    if type(seed) is not int or not 0 <= seed <= _MAX_SEED:
+        raise ConfigError("seed", seed, f"a whole number from 0 to {_MAX_SEED}")
     known = {field.name for each in (TrainSettings, EvaluationSettings) for field in dataclasses.fields(each)}
     mine = {field.name for field in dataclasses.fields(kind)}
     return from_mapping(kind, {key: value for key, value in cfg.items() if key in mine or key not in known}, "")

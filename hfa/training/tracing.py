@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from rich.markup import escape
 
-from hfa import checkpoint
 from hfa.data.loader import Item, collate
 from hfa.errors import DataError
 from hfa.metrics.plot_read import most_read, plot_reads
 from hfa.metrics.recall import find_answers
 from hfa.models import LanguageModel
 from hfa.models.audit import Explanation, audit
-from hfa.training.evaluation import check_ids, find_artifact, parts_at, predict
+from hfa.training.artifact import load_artifact
+from hfa.training.evaluation import check_ids, parts_at, predict
 from hfa.training.provenance import provenance
 from hfa.training.record import recorded
 from hfa.training.report import console
@@ -47,7 +47,7 @@ class Case(NamedTuple):
         return f"layer {best.layer}: {best.verdict(self.gold)}"
 
 
-def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
+def explain(cfg: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Audit one answer of every recall task in the data: the first wrong one, or the first if none is.
 
     On the CPU, wherever the checkpoint is used otherwise: a GPU searches without the leaves that are shown.
@@ -55,6 +55,7 @@ def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
     Args:
         cfg: the resolved configuration; ``evaluate.lengths`` (its greatest), ``num_examples`` and ``chunk_size`` count.
         run_dir: gets audit.json and a picture for each task.
+        overrides: of the command line; those of the model have to agree with the checkpoint.
 
     Returns:
         for each task, whether the audited answer was right.
@@ -65,8 +66,7 @@ def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
     settings = read_settings(cfg, EvaluationSettings)
     settings.trainer.prepare()
     with recorded(run_dir, cfg) as record:
-        folder = find_artifact(settings)
-        artifact = checkpoint.load(folder, "cpu")
+        artifact = load_artifact(settings, cfg, overrides, "cpu")
         source = settings.data.build(artifact.tokenizer, settings.cache)
         length = max(settings.evaluate.lengths or (source.seq_len,))
         check_ids(artifact.model, source)
@@ -79,7 +79,9 @@ def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
                 artifact.model, name, part, settings.evaluate.num_examples, settings.evaluate.chunk_size
             )
             if not case.reads:
-                raise DataError(f"{folder} has no anchor layers to audit; choose a checkpoint of hfa or the hybrid.")
+                raise DataError(
+                    f"{artifact.path} has no anchor layers to audit; choose a checkpoint of hfa or the hybrid."
+                )
             said = f"{name} at {length:,}: {'right' if case.right else 'wrong'}. {case.verdict}"
             texts = _texts(example, case, artifact.tokenizer)
             reads = [read.to_json() for read in case.reads]
@@ -89,7 +91,7 @@ def explain(cfg: Mapping[str, Any], run_dir: Path) -> dict[str, float]:
             out.print(escape(said), soft_wrap=True, highlight=False)
             out.print(str(picture), soft_wrap=True, highlight=False)
         record["metrics"] = found
-        whole = {"checkpoint": str(folder), **provenance(cfg), "cases": report}
+        whole = {"checkpoint": str(artifact.path), **provenance(cfg), "cases": report}
         (run_dir / "audit.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
     return found
 

@@ -113,6 +113,8 @@ MISTAKES = [
     (["seed=???"], "seed: no value yet"),
     (["--seed=1"], "--seed=1: there is no such flag"),
     (["experiment=smoke", "-m", "model=hfa,nope"], "model: no option 'nope'"),
+    (["seed=-1"], "seed: got -1, expected a whole number from 0 to 2147483647"),
+    (["name=a/../.."], "name: got 'a/../..', expected a folder below output_dir"),
     (["mode=evaluate", "checkpoint=nowhere"], "nowhere: no artifact here"),
 ]
 
@@ -168,7 +170,7 @@ def test_sigterm_leaves_an_artifact_that_can_be_evaluated(tmp_path: Path, comman
     assert checkpoint.load(stopped / "checkpoints" / "last").provenance["step"] == step
 
     code, out, err = run(tmp_path, *command, "mode=evaluate", "evaluate.lengths=[256,1024]", "evaluate.chunk_size=300")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, ""), "the command of the training, which names the model's sizes, and what to do now"
     for text in ("1,024", "bits per byte", "needle", "recall, % [95% interval]", "selection", "retention.csv"):
         assert text in out
     (report,) = tmp_path.glob("outputs/*/*/evaluation.json")

@@ -28,7 +28,7 @@ import yaml
 
 from hfa import checkpoint
 from hfa.data.tokenizers.byte import ByteTokenizer
-from hfa.errors import ConfigError, RequestError
+from hfa.errors import CheckpointError, ConfigError, RequestError
 from hfa.network.base import Neuron
 from hfa.network.client import BittensorAuth
 from hfa.serving import loading
@@ -487,6 +487,24 @@ def test_a_folder_that_nobody_would_look_for_again_has_to_be_there(settings, tmp
     with pytest.raises(ConfigError, match=r"checkpoint: .*with watch_s=60 it is waited for"):
         settings(f"checkpoint={tmp_path / 'nowhere'}")
     settings(f"checkpoint={tmp_path / 'nowhere'}", "watch_s=60")
+
+
+def test_a_folder_that_cannot_be_served_ends_a_miner_that_would_not_look_again(start, runs, tmp_path, caplog):
+    """One that looks for newer ones waits for its repair."""
+    folder = tmp_path / "torn"
+    shutil.copytree(runs / "hfa" / "checkpoints" / "last", folder)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint=\S+torn cannot be served; name another, or wait with watch_s"
+    ):
+        start(f"checkpoint={folder}")
+    assert "hfa is not served from here" in caplog.text
+    running = start(f"checkpoint={folder}", "watch_s=0.05")
+    assert not running.miner.models
+    weights.write_bytes(whole)
+    until(lambda: HTTP.get(running.url + "/ready").status_code == 204)
 
 
 def test_two_miners_do_not_write_one_record(start, settings):

@@ -95,6 +95,12 @@ def test_the_best_checkpoint_stays_when_things_get_worse(composed: Compose, tmp_
         assert (metrics["best/val/loss"], metrics["val/loss"]) == (losses[4], losses[8])
 
 
+def test_a_run_that_diverges_says_so(composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(composed("optimizer.lr=1e30", "scheduler=constant", "scheduler.warmup_steps=0"), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
+    assert "Diverged: the last val/loss is nan; try a lower optimizer.lr" in caplog.text
+
+
 def test_a_run_that_stops_early_says_so_and_keeps_what_it_has_waited(
     composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
