@@ -13,7 +13,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from hfa.errors import PASSING, PassingError
-from hfa.mistakes import sentence
+from hfa.mistakes import is_override, sentence
 from hfa.serving.flags import translate
 
 MAIN = Path(__file__).parent / "conf" / "mine.yaml"
@@ -91,7 +91,7 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on, and they become sentences in `run`
 
     def task() -> None:
-        sys.argv[1:] = translate(sys.argv[1:])
+        sys.argv[1:] = sorted(translate(sys.argv[1:]), key=is_override)
         mine()
 
     return run(task)

@@ -13,8 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from hfa.mistakes import is_override, no_such_flag, sentence
+
 MAIN = Path(__file__).parent / "conf" / "train.yaml"
-FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# What the user set, before `main` sets it; the further processes of a distributed run inherit both.
+FULL_ERROR = os.environ.setdefault("HFA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "")) == "1"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -42,28 +45,19 @@ def job(cfg: DictConfig) -> float | None:
 
 def leave_if_mistaken(error: Exception) -> None:
     """One sentence and exit code 2, unless the error is not the user's or a traceback is wanted."""
-    from hfa.mistakes import sentence
-
     if (said := sentence(error, MAIN)) and not FULL_ERROR:
         sys.stderr.write(f"{said}\n")
         sys.exit(2)
-
-
-def is_override(argument: str) -> bool:
-    """Whether it is a ``key=value``, ``+key=value`` or ``~key``."""
-    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
 def main() -> None:
     """The command line."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else threads that wait take the cores from those that work
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing them
-    sys.argv[1:] = sorted(sys.argv[1:], key=is_override)  # flags may stand anywhere; argparse wants them first
+    sys.argv[1:] = sorted(sys.argv[1:], key=is_override)
     _, unknown = get_args_parser().parse_known_args()
     try:
         if unknown:
-            from hfa.mistakes import no_such_flag
-
             raise no_such_flag(unknown[0])
         job()
     except KeyboardInterrupt:

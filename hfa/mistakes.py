@@ -56,6 +56,11 @@ def sentence(error: BaseException, main: Path | None = None) -> str | None:
     return f"{key}: {text[0]}." if key else f"{text[0].rstrip('.')}."
 
 
+def is_override(argument: str) -> bool:
+    """Whether it is a ``key=value``, ``+key=value`` or ``~key``, and no flag, which argparse wants first."""
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
+
+
 def no_such_flag(argument: str) -> HFAError:
     """The error about a flag that is none, e.g. ``--lr=0.1``: values are written without dashes here."""
     name, equals, value = argument.lstrip("-").partition("=")

@@ -30,13 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))
     if asked.estimate:
         return 0
+    trainings = folder / "training.json"
     for seed in asked.seeds:
         overrides = (*(QUICK if asked.quick else ()), *asked.overrides)
-        artifact = asked.checkpoint or train(seed, overrides)
+        artifact = asked.checkpoint or train(seed, overrides, quick=asked.quick)
         measure(seed, artifact, asked.lengths, ledger, quick=asked.quick)
-    if asked.seeds and not asked.checkpoint:
-        runs = {f"seed{seed}": training_record(seed) for seed in asked.seeds}
-        (folder / "training.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+        if not asked.checkpoint:
+            runs = json.loads(trainings.read_text(encoding="utf-8")) if trainings.exists() else {}
+            runs = dict(sorted((runs | {f"seed{seed}": training_record(artifact)}).items()))
+            trainings.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     if asked.plot:
         (folder / "table.md").write_text(table(ledger), encoding="utf-8")
         for path in draw(ledger, folder):

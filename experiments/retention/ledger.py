@@ -11,7 +11,7 @@ from hfa.metrics.recall import Recall
 
 
 class Ledger:
-    """The cells of all seeds; of two lines about one cell the newer counts.
+    """The cells of all seeds; of two lines about one cell the newer counts, of two trainings of one seed the newer.
 
     Args:
         path: a file of JSON lines; made when the first comes.
@@ -31,10 +31,14 @@ class Ledger:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        newest = {}
+        newest: dict[int, dict[Any, dict[str, Any]]] = {}
+        weights = {}
         for record in map(json.loads, lines):
-            newest[record["seed"], record["task"], record["length"]] = record
-        return iter(newest.values())
+            seed = record["seed"]
+            if weights.setdefault(seed, record["weights"]) != record["weights"]:
+                weights[seed], newest[seed] = record["weights"], {}
+            newest.setdefault(seed, {})[record["task"], record["length"]] = record
+        return (record for of_seed in newest.values() for record in of_seed.values())
 
     def seeds(self) -> list[int]:
         return sorted({record["seed"] for record in self})

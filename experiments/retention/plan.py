@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from experiments.language.variant import composed
 from hfa.data.mixture import MixtureConfig
 from hfa.training.settings import TrainSettings, read_settings
 from hfa.types import NOWHERE, Source, Tokenizer
 
-CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENT = "retention"
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17)
 MILLION = 1 << 20
@@ -36,14 +32,6 @@ class Cell:
     @property
     def tokens(self) -> int:
         return self.length * self.examples
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    """The configuration that ``train.py experiment=retention OVERRIDES`` composes, as plain data."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [f"experiment={EXPERIMENT}", f"name={EXPERIMENT}", *overrides])
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return plain
 
 
 def sources(settings: TrainSettings, tokenizer: Tokenizer) -> dict[str, Source]:
@@ -84,4 +72,4 @@ def mean_queries(source: Source) -> float:
 
 def settings_of(*overrides: str) -> TrainSettings:
     """The experiment's settings."""
-    return read_settings(composed(*overrides), TrainSettings)
+    return read_settings(composed(EXPERIMENT, overrides), TrainSettings)

@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from experiments.language.study import different
+from experiments.language.variant import composed
 from experiments.retention.ledger import Ledger
-from experiments.retention.plan import EXPERIMENT, Cell, cells, composed, settings_of, sources
+from experiments.retention.plan import EXPERIMENT, cells, settings_of, sources
 from hfa import checkpoint
+from hfa.errors import HFAError
 from hfa.training import evaluate_model
 from hfa.training.provenance import provenance
 
@@ -25,11 +29,15 @@ _SIDE_BY_SIDE = 1 << 14  # tokens of the examples that are run together
 console = Console(highlight=False)
 
 
-def train(seed: int, overrides: tuple[str, ...]) -> Path:
-    """Train with one seed, unless that is done already; the folder of the artifact."""
-    folder = OUTPUTS / f"seed{seed}"
+def train(seed: int, overrides: tuple[str, ...], *, quick: bool = False) -> Path:
+    """Train with one seed, unless that is done already; the folder of the artifact.
+
+    Raises:
+        HFAError: it was done with other settings.
+    """
+    folder = OUTPUTS / (f"quick{seed}" if quick else f"seed{seed}")
     artifact = folder / "checkpoints" / "last"
-    if not (artifact / "config.json").exists():
+    if not finished(artifact, composed(EXPERIMENT, [f"seed={seed}", *overrides])):
         shutil.rmtree(folder, ignore_errors=True)  # cut off
         words = [f"experiment={EXPERIMENT}", f"seed={seed}", *overrides, f"hydra.run.dir={folder}"]
         console.print(f"$ python {shlex.join(['train.py', *words])}", style="dim", markup=False)
@@ -37,12 +45,28 @@ def train(seed: int, overrides: tuple[str, ...]) -> Path:
     return artifact
 
 
+def finished(artifact: Path, cfg: Mapping[str, Any]) -> bool:
+    """Whether a training that `cfg` composes has ended there.
+
+    Raises:
+        HFAError: it is of another configuration.
+    """
+    if not (artifact / "config.json").exists():
+        return False
+    there = checkpoint.read_config(artifact)["provenance"]
+    if changed := different(there["config"], cfg):
+        raise HFAError(
+            f"{artifact}: trained with another {', '.join(changed)}; move it away, or delete it to train again."
+        )
+    return bool(there["step"] == cfg["trainer"]["max_steps"])
+
+
 def measure(seed: int, artifact: Path, lengths: list[int], ledger: Ledger, *, quick: bool) -> None:
     """Measure every cell of one seed that the ledger lacks."""
     loaded = checkpoint.load(artifact)
     weights = checkpoint.read_config(artifact)["weights"]["sha256"][:16]
     tasks = sources(settings_of(f"seed={seed}"), loaded.tokenizer)
-    there = provenance({**composed(f"seed={seed}"), "seed": seed})
+    there = provenance(composed(EXPERIMENT, [f"seed={seed}"]))
     del there["config"]
     for cell in cells(tasks, lengths, quick=quick):
         key = {"seed": seed, "task": cell.task, "length": cell.length, "examples": cell.examples, "weights": weights}
@@ -70,9 +94,9 @@ def measure(seed: int, artifact: Path, lengths: list[int], ledger: Ledger, *, qu
         console.print(f"  seed {seed}  {cell.task:18} {cell.length:9,}  {said} of {count.tokens:,}  ({cpu_s:.0f} s)")
 
 
-def training_record(seed: int) -> dict[str, Any]:
+def training_record(artifact: Path) -> dict[str, Any]:
     """What a finished training says about itself: its command, commit, seconds and newest metrics."""
-    run: dict[str, Any] = json.loads((OUTPUTS / f"seed{seed}" / "run.json").read_text(encoding="utf-8"))
+    run: dict[str, Any] = json.loads((artifact.parents[1] / "run.json").read_text(encoding="utf-8"))
     return run
 
 
@@ -96,6 +120,3 @@ def threads(number: int | None) -> None:
     """How many CPU threads this process may use."""
     if number:
         torch.set_num_threads(number)
-
-
-__all__ = ["OUTPUTS", "Cell", "console", "estimate", "measure", "threads", "train", "training_record"]

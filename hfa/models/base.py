@@ -6,6 +6,7 @@ differ: it moves information along time) and a feed-forward layer, each behind a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -212,6 +213,14 @@ class LanguageModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Features [..., D] to logits [..., vocab_size]."""
         return linear(hidden, self.embedding.weight)
+
+    @torch.no_grad()
+    def keep_ids(self, vocab_size: int) -> None:
+        """Leave out the token ids from `vocab_size` on, which a tokenizer with fewer can neither say nor read."""
+        embedding = self.embedding
+        embedding.weight = nn.Parameter(embedding.weight[:vocab_size].clone())
+        embedding.num_embeddings, embedding.padding_idx = vocab_size, None
+        self.config = dataclasses.replace(self.config, vocab_size=vocab_size)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One token a row: tokens [B] to logits [B, vocab_size] and the next state."""

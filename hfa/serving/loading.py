@@ -46,6 +46,7 @@ class Loader:
         self._spec, self._root, self._asked, self._engine = spec, root, asked, engine
         self._seen: dict[str, Source] = {}  # what was tried last
         self._said: dict[str, str] = {}  # what was wrong last
+        self._wrong: Exception | None = None  # likewise
 
     def names(self) -> list[str]:
         """The architectures there may be artifacts of."""
@@ -58,12 +59,12 @@ class Loader:
             again: whether there will be later looks.
 
         Raises:
-            CheckpointError: the one folder that was named cannot be served, and will not be looked at again.
+            Exception: the one folder that was named cannot be served, and will not be looked at again.
             ConfigError: an engine that cannot be.
         """
         models = {name: served for name in self.names() if (served := self.newer(name))}
-        if not models and self._spec not in NEWEST and not again:
-            raise CheckpointError(f"checkpoint={self._spec} cannot be served; name another, or wait with watch_s=60.")
+        if self._wrong and not models and self._spec not in NEWEST and not again:
+            raise self._wrong
         if not models:
             log.warning("No model could be loaded: every request will be answered with 503")
         elif self._asked[0] not in models:
@@ -78,7 +79,9 @@ class Loader:
                 return None
             self._seen[name] = source  # torn, it may be on its way here: looked at again when more of it has come
             artifact = checkpoint.load(source.path)
-            _check_vocabulary(artifact)
+            if not artifact.model.config.served:
+                raise CheckpointError(f"{artifact.path}: {artifact.model.config.title} is measured and not served.")
+            _fit_vocabulary(artifact, name)
             engine = self._engine.build(artifact.model, name, artifact.tokenizer.fingerprint())
             try:
                 _warm_up(engine, name)
@@ -89,11 +92,13 @@ class Loader:
         except ConfigError as error:
             raise error.under("engine") from None
         except HFAError as error:
+            self._wrong = error
             if self._said.get(name) != str(error):
                 log.warning("%s is not served from here: %s", name, error)
             self._said[name] = str(error)
             return None
         except Exception as error:
+            self._wrong = error
             self._seen.pop(name, None)  # what failed may be the machine, which is asked again
             if self._said.get(name) != str(error):
                 log.exception("%s is not served: loading it failed", name)
@@ -208,9 +213,13 @@ def _warm_up(engine: Engine, name: str) -> None:
         raise CheckpointError(f"{name} fails at its first answer ({ended.error}); train it again.")
 
 
-def _check_vocabulary(artifact: checkpoint.Artifact) -> None:
+def _fit_vocabulary(artifact: checkpoint.Artifact, name: str) -> None:
+    """Leave out the ids that the tokenizer lacks. Raises CheckpointError if it has more than the model."""
     ids, known = artifact.model.config.vocab_size, artifact.tokenizer.vocab_size
-    if ids != known:
+    if ids < known:
         raise CheckpointError(
             f"{artifact.path}: the model has {ids} token ids and its tokenizer {known}; train it again."
         )
+    if ids > known:
+        log.info("%s: of its %s token ids the %s of its tokenizer are served", name, f"{ids:,}", f"{known:,}")
+        artifact.model.keep_ids(known)

@@ -58,6 +58,9 @@ def _check_model(
     there = artifact.model.config
     if named not in (None, there.name):
         raise ConfigError("model", named, f"{there.name}, the architecture of {artifact.path}", "leave it out")
+    if named and getattr(there, "architecture", None) != chosen.get("architecture"):  # of transformers
+        expected = f"{there.architecture}, as {artifact.path} is"  # type: ignore[attr-defined]
+        raise ConfigError("model.architecture", chosen["architecture"], expected, "leave it out")
     own = json.loads(json.dumps(there.to_dict()))  # lists, as YAML has them
     for key in keys:
         field = key.removeprefix("model.").partition(".")[0]

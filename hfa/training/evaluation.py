@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from hfa import checkpoint
 from hfa.data.loader import Item, collate
 from hfa.errors import ConfigError, DataError
 from hfa.metrics.bits import BitsPerByte, LossByPosition
@@ -128,50 +130,63 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = (
     """
     settings = read_settings(cfg, EvaluationSettings)
     settings.trainer.prepare()
-    with recorded(run_dir, cfg) as record, started_loggers(settings, cfg, run_dir, None) as loggers:
+    with recorded(run_dir, cfg) as record:
         device = "cuda" if settings.trainer.device_kind == "gpu" else "cpu"
         artifact = load_artifact(settings, cfg, overrides, device)
-        folder, source = artifact.path, settings.data.build(artifact.tokenizer, settings.cache)
-        name, step = artifact.model.config.title, int(artifact.provenance.get("step") or 0)
-        log.info("Evaluating %s from %s", name, folder)
+        source = settings.data.build(artifact.tokenizer, settings.cache)
+        with started_loggers(settings, cfg, run_dir, None) as loggers:
+            record["metrics"] = _evaluate(settings, cfg, run_dir, artifact, source, loggers)
+    return dict(record["metrics"])
 
-        def keep(found: Evaluation) -> None:  # the longest may not fit into memory, or be cut off
-            report = {
-                "checkpoint": str(folder),
-                "training": artifact.provenance,
-                **provenance(cfg),
-                **found.to_json(),
-            }
-            path = run_dir / "evaluation.json"
-            fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(report, indent=2), encoding="utf-8")
-            fresh.replace(path)
 
-        found = evaluate_model(
-            artifact.model,
-            artifact.tokenizer,
-            source,
-            lengths=settings.evaluate.lengths or (source.seq_len,),
-            num_examples=settings.evaluate.num_examples,
-            text_tokens=settings.evaluate.text_tokens,
-            depth_bins=settings.evaluate.depth_bins,
-            chunk_size=settings.evaluate.chunk_size,
-            batch_size=settings.evaluate.batch_size,
-            generate=settings.evaluate.generate,
-            on_length=keep,
-        )
-        metrics = found.metrics()
-        record["metrics"] = metrics
-        tables = write_table(found, run_dir / "retention.csv")
-        plots = draw(found, name, run_dir / "plots")
-        for logger in loggers:
-            logger.log_metrics(metrics, step)
-        for place in media(loggers):
-            if cells := list(found.recall.cells()):
-                place.show_table("retention", Cell._fields, cells, step)
-            for path in plots:
-                place.show_picture(path.stem, path, step)
-        show(found, title=f"{name} from {folder}", files=[run_dir / "evaluation.json", *tables, *plots])
+def _evaluate(
+    settings: EvaluationSettings,
+    cfg: Mapping[str, Any],
+    run_dir: Path,
+    artifact: checkpoint.Artifact,
+    source: Source,
+    loggers: Sequence[Logger],
+) -> dict[str, float]:
+    folder, name = artifact.path, artifact.model.config.title
+    step = int(artifact.provenance.get("step") or 0)
+    log.info("Evaluating %s from %s", name, folder)
+
+    def keep(found: Evaluation) -> None:  # the longest may not fit into memory, or be cut off
+        report = {
+            "checkpoint": str(folder),
+            "training": artifact.provenance,
+            **provenance(cfg),
+            **found.to_json(),
+        }
+        path = run_dir / "evaluation.json"
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(report, indent=2), encoding="utf-8")
+        fresh.replace(path)
+
+    found = evaluate_model(
+        artifact.model,
+        artifact.tokenizer,
+        source,
+        lengths=settings.evaluate.lengths or (source.seq_len,),
+        num_examples=settings.evaluate.num_examples,
+        text_tokens=settings.evaluate.text_tokens,
+        depth_bins=settings.evaluate.depth_bins,
+        chunk_size=settings.evaluate.chunk_size,
+        batch_size=settings.evaluate.batch_size,
+        generate=settings.evaluate.generate,
+        on_length=keep,
+    )
+    metrics = found.metrics()
+    tables = write_table(found, run_dir / "retention.csv")
+    plots = draw(found, name, run_dir / "plots")
+    for logger in loggers:
+        logger.log_metrics(metrics, step)
+    for place in media(loggers):
+        if cells := list(found.recall.cells()):
+            place.show_table("retention", Cell._fields, cells, step)
+        for path in plots:
+            place.show_picture(path.stem, path, step)
+    show(found, title=f"{name} from {folder}", files=[run_dir / "evaluation.json", *tables, *plots])
     return metrics
 
 

@@ -81,7 +81,8 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
                 record["metrics"] = metrics
             if lost := [name for name in ("train/loss", "val/loss") if not math.isfinite(metrics.get(name, 0.0))]:
                 record["status"] = "diverged"
-                log.warning("Diverged: the last %s is %g; try a lower optimizer.lr", lost[-1], metrics[lost[-1]])
+                if trainer.is_global_zero:
+                    log.warning("Diverged: the last %s is %g; try a lower optimizer.lr", lost[-1], metrics[lost[-1]])
             best = run_dir / "checkpoints" / "best"
             if trainer.is_global_zero and not best.is_dir():
                 log.warning("Done in %.0f s, without a best checkpoint", metrics["seconds"])

@@ -117,4 +117,7 @@ def _terminable() -> Iterator[None]:
 
 @rank_zero_only
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    """The old text or the new, whole, however full the disk is."""
+    fresh = path.with_suffix(f"{path.suffix}.new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)

@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
     number: int
     overrides: dict[str, str]
-    status: str  # finished | failed
+    status: str  # finished | diverged | failed
     error: str
     metrics: dict[str, float]
     run_dir: Path
@@ -61,8 +61,8 @@ class SweepTable:
             return  # a further process of a distributed job goes through the sweep as well
         sweep_dir = Path(config.hydra.sweep.dir)
         checkpoints = config.callbacks.get("checkpoints")
-        jobs = read_jobs(sweep_dir)
         try:
+            jobs = read_jobs(sweep_dir)
             show_jobs(jobs, sweep_dir, monitor=checkpoints.monitor if checkpoints else None)
         except Exception:
             log.exception("The table of %s could not be made.", sweep_dir)
@@ -81,9 +81,11 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     """The jobs of a sweep, by number."""
     jobs = []
     for path in sweep_dir.glob(f"*/{_JOB}"):
-        note, run = json.loads(path.read_text(encoding="utf-8")), path.parent / "run.json"
-        metrics = json.loads(run.read_text(encoding="utf-8")).get("metrics", {}) if run.exists() else {}
-        jobs.append(Job(**note, metrics=metrics, run_dir=path.parent))
+        note, path = json.loads(path.read_text(encoding="utf-8")), path.parent / "run.json"
+        run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if run.get("status") == "diverged":
+            note["status"] = "diverged"
+        jobs.append(Job(**note, metrics=run.get("metrics", {}), run_dir=path.parent))
     return sorted(jobs)
 
 

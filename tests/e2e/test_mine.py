@@ -406,6 +406,12 @@ def test_help_is_worth_reading_and_imports_nothing_heavy(place):
     assert not imported & {"torch", "bittensor", "fastapi", "uvicorn", "lightning"}
 
 
+def test_flags_may_stand_anywhere(place):
+    shown = command(place, "model=simplemind", "--cfg", "job", "network=local")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "default: simplemind" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -243,3 +243,4 @@ def test_every_process_needs_something_to_validate_on(tmp_path: Path, texts: Pat
     code, _, err = run(tmp_path, *text, "trainer.strategy=ddp", "trainer.devices=2", "trainer.max_steps=2")
     assert code == 2, err
     assert "fewer than the 2 processes; raise loader.val_examples" in err
+    assert "Traceback" not in err

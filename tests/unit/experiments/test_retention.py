@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.language.variant import composed
 from experiments.retention.ledger import Ledger
 from experiments.retention.plan import MILLION, Cell, cells, settings_of, sources
 from experiments.retention.report import draw, table
+from experiments.retention.study import finished
+from hfa import checkpoint
+from hfa.config import from_node
 from hfa.data.tokenizers.byte import ByteTokenizer
+from hfa.errors import HFAError
 from hfa.metrics.recall import Recall
 from hfa.metrics.retention import Kept
+from hfa.models import ModelConfig
 from hfa.types import Source
 
 
@@ -49,12 +55,32 @@ def test_every_task_fits_into_its_training_length_and_its_ids_into_the_model(tas
         task.example(0, "train")
 
 
-def record(seed: int, right: bool) -> dict[str, object]:
+def record(seed: int, right: bool, weights: str = "") -> dict[str, object]:
     gold = torch.tensor([[-1, -1, 0, 1]])
     yes = torch.ones(1, 4, dtype=torch.bool)
     recall = Recall(depth_bins=2)
     recall.update("task", yes & right, gold, Kept(gold, yes, yes))
-    return {"seed": seed, "task": "task", "length": 4, "recall": recall.to_json()}
+    return {"seed": seed, "weights": weights, "task": "task", "length": 4, "recall": recall.to_json()}
+
+
+def test_cells_of_weights_that_were_trained_anew_are_no_longer_counted(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "cells.jsonl")
+    for weights, length in (("old", 4), ("old", 8), ("new", 4)):
+        ledger.append(record(0, True, weights) | {"length": length})
+    assert [(cell["weights"], cell["length"]) for cell in ledger] == [("new", 4)]
+
+
+def test_only_a_finished_training_of_the_same_settings_is_measured(tmp_path: Path) -> None:
+    cfg = composed("smoke", ["model=simplemind", "trainer.max_steps=7"])
+    model = from_node(cfg["model"], "model", ModelConfig).build()
+    assert not finished(tmp_path / "nothing", cfg)
+    for step in (6, 7):
+        checkpoint.save(
+            tmp_path / "last", model=model, tokenizer=ByteTokenizer(), provenance={"step": step, "config": cfg}
+        )
+        assert finished(tmp_path / "last", cfg) == (step == 7)
+    with pytest.raises(HFAError, match=r"trained with another model.d_ff; move it away, or delete it"):
+        finished(tmp_path / "last", cfg | {"model": cfg["model"] | {"d_ff": 1}})
 
 
 def test_the_newest_line_of_a_cell_counts_and_the_table_pools_the_seeds(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from hfa.config import from_node
 from hfa.models import LanguageModel, ModelConfig
 
-CONF = Path(__file__).parents[3] / "conf" / "model"
+CONF = Path(__file__).parents[3] / "conf"
 SMALL = {
     "vocab_size": 61, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 48, "dropout": 0.0,
     "num_kv_heads": 1, "window": 4, "block_size": 2, "num_retrieved": 4, "num_ranked": 6, "num_trees": 2, "beam": 2,
@@ -23,7 +24,8 @@ EVERYTHING: dict[str, Any] = {"match_init": False, "selection": "summaries", "so
 
 
 def build(name: str, **changes: object) -> LanguageModel:
-    node: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node: Any = OmegaConf.to_container(compose("train", [f"model={name}"])["model"], resolve=True)
     torch.manual_seed(0)
     return from_node(node | SMALL | changes, "model", ModelConfig).build().eval()
 

@@ -484,12 +484,29 @@ def test_one_torn_artifact_is_a_warning_and_the_other_serves(start, runs, tmp_pa
     assert (answer.model, answer.reason) == ("simplemind", "hfa is not loaded")
 
 
-def test_a_model_that_says_more_than_its_tokenizer_knows_is_not_served(start, tiny, tmp_path, caplog):
+def test_a_model_that_says_less_than_its_tokenizer_knows_is_not_served(start, tiny, tmp_path, caplog):
     folder = tmp_path / "runs" / "hfa" / "checkpoints" / "last"
-    checkpoint.save(folder, model=tiny("hfa", vocab_size=300), tokenizer=ByteTokenizer(), provenance={})
+    checkpoint.save(folder, model=tiny("hfa", vocab_size=200), tokenizer=ByteTokenizer(), provenance={})
     start(f"checkpoint_root={tmp_path / 'runs'}")
     assert "hfa is not served from here" in caplog.text
-    assert "the model has 300 token ids and its tokenizer 257" in caplog.text
+    assert "the model has 200 token ids and its tokenizer 257" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["hfa", "simplemind"])
+def test_of_a_model_with_more_ids_than_its_tokenizer_those_of_the_tokenizer_are_served(start, tiny, tmp_path, name):
+    """As ``python train.py`` trains without further words: 50,257 ids for bytes."""
+    folder = tmp_path / "runs" / name / "checkpoints" / "last"
+    model = tiny(name, vocab_size=300).eval()
+    with torch.no_grad():  # what no tokenizer can say is what it would say
+        model.embedding.weight[257:] *= 100
+    tokens = torch.tensor([list(b"hello")])
+    allowed = int(model(tokens)[0][0, -1, :257].argmax())
+    assert int(model(tokens)[0][0, -1].argmax()) >= 257
+    checkpoint.save(folder, model=model, tokenizer=ByteTokenizer(), provenance={})
+    running = start(f"checkpoint_root={tmp_path / 'runs'}", f"models=[{name}]", f"default={name}")
+    answer = signed(running, ask(prompt="hello", max_tokens=1, temperature=0, logprobs=1)).json()
+    assert running.miner.models[name].engine.num_parameters == model.num_parameters - 43 * model.config.d_model
+    assert answer["text"].encode() == bytes([allowed])[: len(answer["text"])]
 
 
 def test_no_model_at_all_is_503_and_the_miner_lives(start, tmp_path, caplog):
