@@ -11,12 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from hfa.ops.anchor.read import window_pairs
+
 
 class Tally(TorchDispatchMode):
     """Adds up, over every torch operator that runs inside, in the forward and the backward pass alike.
 
     A custom operator (a CPU kernel of ours, say) is one operator here: what it returns is counted, what it does inside
-    is not.
+    is not, but for the matrix products and the attention of ours that training has as one.
 
         with Tally() as tally:
             model(tokens)
@@ -61,11 +63,44 @@ def _packed_product(x: Tensor, matrix: Tensor, *_: object, **__: object) -> int:
     return 2 * x.numel() * matrix.shape[0]
 
 
+def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor, **_: object) -> int:
+    return 2 * (x.numel() * len(gate_up) + len(x) * down.numel())
+
+
+def _swiglu_backward(grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, kept: Tensor, **_: object) -> int:
+    return 2 * _swiglu(x, gate_up, down)
+
+
+def _window_shapes(q: Tensor, start: Tensor, window: int, block_size: int) -> tuple[tuple[int, ...], ...]:
+    """Of an attention that multiplies as many pairs of queries and keys."""
+    _, heads, length, width = q.shape
+    pairs = sum(window_pairs(first, length, window, block_size) for first in start.tolist())
+    return (1, heads, pairs, width), (1, heads, 1, width), (1, heads, 1, width)
+
+
+def _anchor_read(
+    q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, start: Tensor, window: int, block_size: int, **_: object
+) -> int:
+    return int(sdpa_flop_count(*_window_shapes(q, start, window, block_size)))
+
+
+def _anchor_read_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, start: Tensor, out: Tensor, lse: Tensor,
+    window: int, block_size: int, **_: object,
+) -> int:  # fmt: skip
+    shapes = _window_shapes(q, start, window, block_size)
+    return int(sdpa_backward_flop_count(shapes[0], *shapes))
+
+
 _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # torch counts the CUDA ones only
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     torch.ops.mkldnn._linear_pointwise: _packed_product,
+    torch.ops.hfa.swiglu_mlp: _swiglu,
+    torch.ops.hfa.swiglu_mlp_backward: _swiglu_backward,
+    torch.ops.hfa.anchor_read: _anchor_read,
+    torch.ops.hfa.anchor_read_backward: _anchor_read_backward,
 }
 
 

@@ -96,6 +96,11 @@ def _spans(start: int, length: int, window: int, block_size: int) -> Iterator[_S
         position = stop
 
 
+def window_pairs(start: int, length: int, window: int, block_size: int) -> int:
+    """Pairs of a query and a key that reading the windows multiplies, those that its mask hides included."""
+    return sum(span.blocks * span.length * span.reach for span in _spans(start, length, window, block_size))
+
+
 def _read(
     q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, start: Tensor, window: int, block_size: int
 ) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ from experiments.complexity.report import Results, fit_slope, requirements, skip
 from experiments.complexity.study import Plan, Study
 from experiments.complexity.tally import Tally
 from hfa.errors import ConfigError, HFAError
+from hfa.nn.mlp import SwiGLU
+from hfa.ops.anchor import anchor_read
 
 RECORDED = command.RESULTS
 
@@ -85,6 +87,25 @@ class TestTally:
         with torch.no_grad(), Tally() as counted:
             torch.nn.functional.scaled_dot_product_attention(q, q, q)
         assert counted.flops == 2 * 2 * 16 * 16 * 8
+
+    def test_a_feed_forward_of_one_operator_counts_as_its_products_do(self) -> None:
+        layer, x = SwiGLU(64, 128), torch.ones(1, 32, 64)
+        with torch.inference_mode(), Tally() as counted:
+            layer(x)
+        assert counted.flops == 3 * 2 * 32 * 64 * 128
+        with Tally() as trained:
+            layer(x.requires_grad_()).sum().backward()
+        assert trained.flops == 3 * counted.flops
+
+    def test_the_windows_of_an_anchor_count_as_attention_does(self) -> None:
+        q, k = torch.ones(1, 2, 48, 16, requires_grad=True), torch.ones(1, 48, 1, 16)
+        nothing, start = torch.full((1, 48, 1), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.long)
+        with Tally() as whole:
+            torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
+        for window, share in ((64, 1), (16, None)):
+            with Tally() as counted:
+                anchor_read(q, k, k, nothing, start, window=window, block_size=16).sum().backward()
+            assert counted.flops == whole.flops if share else 0 < counted.flops < whole.flops
 
 
 class TestSlope:
