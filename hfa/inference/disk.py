@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -87,7 +89,6 @@ class CheckpointFolder:
             return self._elsewhere(file.name)
         try:
             tensors = safetensors.torch.load_file(file)
-            os.utime(file)
         except (OSError, safetensors.SafetensorError) as error:
             log.warning("%s is torn and is removed (%s)", file, error)
             self.remove(key)
@@ -100,6 +101,13 @@ class CheckpointFolder:
                 store.append(tensors[name])
             stores.append(store)
         return Stored([tensors[f"recurrent.{i}"] for i in range(count)], stores)
+
+    def use(self, keys: Sequence[bytes]) -> None:
+        """Note that a path of checkpoints is used, its stem last: it outlives what cannot be found without it."""
+        now = time.time_ns()
+        for i, key in enumerate(reversed(keys)):
+            with contextlib.suppress(OSError):
+                os.utime(self._file(key), ns=(now + i, now + i))
 
     def remove(self, key: bytes) -> None:
         """Delete a checkpoint, if it is there."""

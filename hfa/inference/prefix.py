@@ -143,6 +143,7 @@ class PrefixTree:
             return  # nobody who begins like this one is to fail with it
         node = self._add(key, row.length, parent, [x.clone() for x in recurrent], pages)
         if self._folder is not None and node is not None:
+            self._folder.use([one.key for one in node.path])
             self._folder.write(key, parent.key if parent else b"", row.length, recurrent, self._pool.copy(pages))
 
     def drop(self, node: Node) -> None:
@@ -217,6 +218,8 @@ class PrefixTree:
     def _use(self, found: Found) -> Found:
         for node in found.node.path if found.node else ():
             node.used = self.tick()
+        if self._folder is not None and found.node:
+            self._folder.use([one.key for one in found.node.path])
         return found
 
     def _load(self, key: bytes, parent: Node | None) -> tuple[Node | None, Miss]:

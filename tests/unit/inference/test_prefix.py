@@ -144,6 +144,20 @@ def test_the_folder_keeps_its_budget(kept, tiny, prompt, tmp_path):
         assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 2**20
 
 
+def test_a_stem_on_disk_outlives_what_stands_on_it(kept, tiny, prompt, tmp_path):
+    """A prompt that all share is written once, and used from memory ever after."""
+    model = tiny("hfa")
+    engine = kept(model, checkpoint_dir=str(tmp_path), checkpoint_disk_mib=1)
+    shared, written = prompt[:EVERY], set()
+    for number in range(60):
+        answer(engine, ask([*shared, *([number] * EVERY), 1], 1))
+        written |= {path.name for path in tmp_path.glob("*/*")}
+    assert len(written) > len(list(tmp_path.glob("*/*"))), "some had to go"
+    engine.close()
+    again = kept(model, checkpoint_dir=str(tmp_path))
+    assert answer(again, ask([*shared, *([60] * EVERY), 1], 1))[1].cached_tokens == EVERY
+
+
 def test_what_never_had_room_says_so(kept, tiny, prompt):
     engine = kept(tiny("hfa"), checkpoint_budget_mib=0)
     assert answer(engine, ask(prompt))[1].miss == "new"
