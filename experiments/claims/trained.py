@@ -126,7 +126,8 @@ def _compared(study: Study) -> Table:
             *(bits(name, f"test, {length:,} tokens", language_report.bits(measured, length)) for length in lengths),
             *(answers(name, task, length, recall) for task, length in asked),
         ]
-        rows.append([variants[name].title, f"{runs[0]['lr']:g}", str(len(measured if edited else runs)), *cells])
+        counted = language_report.seeds(variants[name], runs, measured)
+        rows.append([variants[name].title, f"{runs[0]['lr']:g}", counted, *cells])
     head = ["model", "learning rate", "seeds", "validation", *(f"test, {length:,}" for length in lengths)]
     head += [f"{task}, exact %, {length:,}" for task, length in asked]
     return Table(name=study.name, head=head, rows=rows, claims=claims)

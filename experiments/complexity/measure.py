@@ -137,6 +137,7 @@ class Cell:
 
     def measure(self) -> Facts:
         """Once over the whole length: seconds by the clock and of the processor, and memory beyond the model's own."""
+        self.subject.body.zero_grad(set_to_none=True)  # of the round before: this one makes them again
         before = _forget_peak()
         calls: dict[Regime, Callable[[], Facts]] = {
             "prefill": lambda: self._prefill(self.tokens),

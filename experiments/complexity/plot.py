@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from experiments.complexity.measure import Regime
-from experiments.complexity.report import Results
+from experiments.complexity.report import Results, held
 from hfa.metrics.plot import COLOURS, MARKERS, short
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _speed(axes: Axes, results: Results, regime: Regime) -> None:
 
 def _memory(axes: Axes, results: Results, regime: Regime) -> None:
     _lines(axes, results, regime, lambda name, n: [peak / (1 << 20) for peak in results.peaks(name, regime, n)])
-    _label(axes, f"{_TITLES[regime].split(':')[0]}: peak memory beyond the weights", "MiB (less is better)", regime)
+    _label(axes, f"{_TITLES[regime].split(':')[0]}: peak memory beyond {held(regime)}", "MiB (less is better)", regime)
 
 
 def _lines(axes: Axes, results: Results, regime: Regime, values: Callable[[str, int], list[float]]) -> None:

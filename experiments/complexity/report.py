@@ -308,11 +308,18 @@ def _cost_table(results: Results) -> Table:
     return table
 
 
+def held(regime: Regime) -> str:
+    """What a process holds before a round, which its peak of memory does not count."""
+    return "the weights and the state" if regime == "decode" else "the weights"
+
+
 def _memory_table(results: Results, regime: Regime) -> Table:
     """Peak memory by length, and what is allocated a token by the length at which it was counted."""
     lengths = results.lengths(regime)
     counted = sorted({length for name in results.models for length in results.allocated(name, regime)})
-    table = Table(title=f"\n{regime}: peak MiB beyond the weights; KiB allocated a token, counted", title_style="bold")
+    table = Table(
+        title=f"\n{regime}: peak MiB beyond {held(regime)}; KiB allocated a token, counted", title_style="bold"
+    )
     table.add_column("model", no_wrap=True)
     peaks_of, bytes_of = [f"peak {short(n)}" for n in lengths], [f"a token, {short(n)}" for n in counted]
     for column in (*peaks_of, "peak's slope", *bytes_of, "bytes' slope"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -181,24 +181,6 @@ def random_tokens(length: int, seed: int) -> Tensor:
     weights = 1.0 / (torch.arange(VOCAB_SIZE) + 2.7)
     generator = torch.Generator().manual_seed(seed)
     return torch.multinomial(weights, length, replacement=True, generator=generator)[None]
-
-
-def tensors(node: object, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """Every tensor reachable from a cache: through tuples, lists, dicts and attributes."""
-    seen = set() if seen is None else seen
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, Tensor):
-        yield node
-    elif isinstance(node, dict):
-        for value in node.values():
-            yield from tensors(value, seen)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from tensors(value, seen)
-    elif hasattr(node, "__dict__") and not isinstance(node, (type, nn.Module)):
-        yield from tensors(vars(node), seen)
 
 
 def _loader(name: str, changes: dict[str, int], subject: type[Ours] = Ours) -> Callable[[], Subject]:

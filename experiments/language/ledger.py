@@ -54,8 +54,12 @@ class Ledger:
         return trainings[-1]["overrides"][:-2] if trainings else []
 
     def made(self, variant: str, size: list[str], kind: Kind = "training") -> list[Record]:
-        """The runs of a variant whose overrides begin with `size`, oldest first."""
-        return [run for run in self.read(kind, variant) if run["overrides"][: len(size)] == size]
+        """The runs of a variant whose overrides begin with `size`, the first made first, each as it was made last."""
+        newest: dict[tuple[str, ...], Record] = {}
+        for run in self.read(kind, variant):
+            if run["overrides"][: len(size)] == size:
+                newest[tuple(run["overrides"])] = run
+        return list(newest.values())
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.language.ledger import Record
 from experiments.language.study import Study, score
+from experiments.language.variant import Variant
 from hfa.metrics.bits import LossByPosition
 from hfa.metrics.plot import COLOURS, MARKERS, plot_overview
 from hfa.metrics.recall import Recall
@@ -39,7 +40,7 @@ def table(study: Study) -> str:
             f"{runs[0]['parameters']:,}",
             f"{runs[0]['tokens']:,}",
             f"{runs[0]['lr']:g}",
-            str(len(runs)),
+            seeds(variant, runs, measured),
             "" if variant.edits else spread([score(run) for run in runs]),
             *map(spread, by_length),
             *(recall(measured, length) for length in asked),
@@ -47,6 +48,12 @@ def table(study: Study) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def seeds(variant: Variant, runs: Sequence[Record], measured: Sequence[Record]) -> str:
+    """How many trainings a row is of, and how many tests where those are not as many."""
+    counts = ([] if variant.edits else [len(runs)]) + ([len(measured)] if measured else [])
+    return " / ".join(dict.fromkeys(map(str, counts)))
 
 
 def written(study: Study) -> str:
@@ -209,7 +216,4 @@ def _draw_position(axes: Axes, study: Study, name: str, style: dict[str, Any]) -
                 merged.merge(loss)
     if merged is None:
         return
-    bins = zip(merged.edges, merged.edges[1:], merged.bins, strict=False)
-    filled = [(start, stop, bits) for start, stop, bits in bins if bits.bytes]
-    middles = [(start + stop - 1) / 2 + 1 for start, stop, _ in filled]
-    axes.plot(middles, [bits.value for *_, bits in filled], label=study.variants[name].title, **style)
+    axes.plot(*zip(*merged.points(), strict=True), label=study.variants[name].title, **style)

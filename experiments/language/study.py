@@ -235,7 +235,8 @@ def samples(path: Path) -> str:
         return ""
     text = path.read_text(encoding="utf-8")
     last = text.rpartition("=== step ")[2].partition("\n")[0]
-    return text[text.index(f"=== step {last}\n") :].strip()
+    at = text.find(f"=== step {last}\n")
+    return text[at:].strip() if at >= 0 else ""
 
 
 def edited(artifact: Path, folder: Path, edits: Mapping[str, Any]) -> Path:

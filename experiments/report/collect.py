@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.language.ledger import Ledger as Trials
+from experiments.language.study import samples
 from experiments.report import study
 from experiments.report.cost import costs
 from experiments.report.identity import joined, once, tell_apart
@@ -101,8 +102,7 @@ def _run(folder: Path) -> Run:
             for key, value in row.items():
                 if key != "step":
                     run.curves.setdefault(key, []).append((row["step"], value))
-    if (folder / "samples.txt").exists():
-        run.samples = _last_samples((folder / "samples.txt").read_text(encoding="utf-8"))
+    run.samples = samples(folder / "samples.txt")
     return run
 
 
@@ -157,9 +157,3 @@ def _records(file: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise HFAError(f"{file} was not read: line {number} is no JSON, or was cut off; take it out.") from None
     return records
-
-
-def _last_samples(text: str) -> str:
-    last = text.rpartition("=== step ")[2].partition("\n")[0]
-    at = text.find(f"=== step {last}\n")
-    return text[at:].strip() if at >= 0 else ""

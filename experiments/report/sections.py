@@ -13,7 +13,6 @@ from experiments.report.retention import retention
 from experiments.report.run import Found, Made, Points, Run, by_study, compared, made
 from experiments.report.section import Fold, Section, Table
 from experiments.report.state import state
-from hfa.metrics.bits import LossByPosition
 
 
 def sections(found: Found) -> list[Section]:
@@ -56,7 +55,7 @@ def language(found: Found) -> Section | None:
         for name, runs in variants.items():
             texts = list(dict.fromkeys(text for run in runs for text in run.loss))
             for text in texts:
-                points = [_bits_by_position(run.loss[text]) for run in runs if text in run.loss]
+                points = [run.loss[text].points() for run in runs if text in run.loss]
                 positions[name if len(texts) == 1 else f"{name}, {text}"] = over_seeds(points)
         title = f"Bits per byte, by position in the context{of}"
         charts += Chart(title, positions, "position", "bits per byte", log_x=True, ticks=tokens).best()
@@ -151,11 +150,6 @@ def _bits_by_length(run: Run) -> Points:
     """The mean over texts."""
     lengths = sorted({length for _, length in run.bits})
     return [(n, statistics.mean(bits for (_, length), bits in run.bits.items() if length == n)) for n in lengths]
-
-
-def _bits_by_position(loss: LossByPosition) -> Points:
-    filled = zip(loss.edges, loss.edges[1:], loss.bins, strict=False)
-    return [((start + stop - 1) / 2 + 1, bits.value) for start, stop, bits in filled if bits.bytes]
 
 
 def amounts(found: Found) -> str:

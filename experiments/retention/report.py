@@ -31,7 +31,8 @@ def table(ledger: Ledger) -> str:
 def draw(ledger: Ledger, folder: Path) -> list[Path]:
     """A heat-map of each measure by task and length, and exact answers by length and depth for each task."""
     recall = ledger.recall()
-    title = f"Retention, % of queries, seeds {', '.join(map(str, ledger.seeds()))}"
+    seeds = ", ".join(map(str, ledger.seeds()))
+    title = f"Retention, % of tokens (storage, selection) and of answers (exact), seeds {seeds}"
     overview = _overview(recall, folder / "retention.png", title)
     depth = plot_recall({"hfa": recall}, folder / "answers_by_depth.png", "Exact answers, %")
     return [overview, depth]

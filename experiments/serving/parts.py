@@ -34,7 +34,8 @@ def concurrent(sizes: Facts, say: Say) -> Facts:
     count, length, new = sizes["requests"], sizes["prompt"], sizes["new"]
     with serving(build("hfa"), "hfa", max_concurrent=count) as engine:
         asyncio.run(together(engine, [request(prompt(40, 1), 2) for _ in range(count)]))  # kernels are compiled
-        peer.loop(torch.tensor([prompt(40, 1)] * 2), 2)
+        for run in (peer.loop, peer.generate):
+            run(torch.tensor([prompt(40, 1)] * 2), 2)
         for turn in range(sizes["rounds"]):
             prompts = [prompt(length, 1000 * (turn + 1) + number) for number in range(count)]
             streams = asyncio.run(together(engine, [request(one, new) for one in prompts]))

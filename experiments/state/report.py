@@ -95,8 +95,15 @@ def at_best(ledger: Ledger) -> dict[tuple[str, int], list[Record]]:
 
 
 def trained(record: Record) -> tuple[float, float]:
-    """Accuracy over the settings of the training, summed, and where that is alike the loss, the less the better."""
-    right = float(sum(record["accuracy"][key] for key in ("64/4", "128/8", "256/16", "256/32", _HARDEST)))
+    """Accuracy over the settings of the training, summed, and where that is alike the loss, the less the better.
+
+    On validation examples; the earliest trials have none, and are judged by those of the test.
+    """
+    right = float(
+        sum(
+            record.get("validation", record["accuracy"])[key] for key in ("64/4", "128/8", "256/16", "256/32", _HARDEST)
+        )
+    )
     return right, -float(record.get("loss", 0.0))
 
 

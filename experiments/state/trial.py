@@ -98,15 +98,19 @@ def trial(settings: ModelConfig, plan: Plan, tests: Sequence[Setting], report: C
                 f"  step {step}, {time.process_time() - began:.0f} s: loss {mean:.3f}, {right:.1%} of the last batch"
             )
     seconds = round(time.process_time() - began, 1)
-    measured = {str(setting): accuracy(model, setting) for setting in plan.train}
+    validated = {str(setting): accuracy(model, setting, "val") for setting in plan.train}
+    measured = {str(setting): accuracy(model, setting, "test") for setting in plan.train}
     if max(measured.values()) >= LEARNT:
-        measured |= {str(setting): accuracy(model, setting) for setting in tests if str(setting) not in measured}
+        measured |= {
+            str(setting): accuracy(model, setting, "test") for setting in tests if str(setting) not in measured
+        }
     return {
         "cpu_seconds": seconds,
         "tokens": plan.steps * BATCH_TOKENS,
         "parameters": model.num_parameters,
         "state_floats": num_floats(model),
         "loss": statistics.mean(losses[-REPORT_STEPS:]),
+        "validation": validated,
         "accuracy": measured,
     }
 
@@ -163,13 +167,13 @@ def score(model: LanguageModel, tokens: Tensor, labels: Tensor) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def accuracy(model: LanguageModel, setting: Setting) -> float:
+def accuracy(model: LanguageModel, setting: Setting, split: Split) -> float:
     """The share of right answers to `ANSWERS` questions, if those fit into `MOST_TOKENS`."""
     model.eval()
     source = task(setting)
     rows = max(1, min(-(-ANSWERS // setting.num_pairs), MOST_TOKENS // setting.seq_len))
     piece = max(1, 8192 // setting.seq_len)
     parts = [range(first, min(rows, first + piece)) for first in range(0, rows, piece)]
-    right = [score(model, *stack(source, part, "test"))[1] * len(part) for part in parts]
+    right = [score(model, *stack(source, part, split))[1] * len(part) for part in parts]
     model.train()
     return sum(right) / rows

@@ -84,6 +84,11 @@ class LossByPosition:
         for mine, theirs in zip(self.bins, other.bins, strict=True):
             mine.merge(theirs)
 
+    def points(self) -> list[tuple[float, float]]:
+        """The middle of each bin that something was counted in, in tokens from 1, and its bits per byte."""
+        bins = zip(self.edges, self.edges[1:], self.bins, strict=False)
+        return [((start + stop - 1) / 2 + 1, bits.value) for start, stop, bits in bins if bits.bytes]
+
     def to_json(self) -> dict[str, Any]:
         return {"edges": list(self.edges), "bins": [bits.to_json() for bits in self.bins]}
 

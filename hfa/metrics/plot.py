@@ -121,9 +121,7 @@ def plot_loss(losses: Mapping[str, LossByPosition], path: Path, title: str = "Lo
     for (name, loss), colour, marker in zip(
         losses.items(), itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False
     ):
-        filled = [(a, b, bits) for a, b, bits in zip(loss.edges, loss.edges[1:], loss.bins, strict=False) if bits.bytes]
-        middles = [(start + stop - 1) / 2 + 1 for start, stop, _ in filled]
-        axes.plot(middles, [bits.value for *_, bits in filled], color=colour, marker=marker, label=name)
+        axes.plot(*zip(*loss.points(), strict=True), color=colour, marker=marker, label=name)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.set_xlabel("position in the context (tokens)")

@@ -159,10 +159,6 @@ class Count:
         return self.share("exact").value
 
     @property
-    def token_accuracy(self) -> float:
-        return self.share("answer").value
-
-    @property
     def interval(self) -> Interval:
         """Where the true accuracy lies, with 95% confidence."""
         return self.share("exact").interval

@@ -68,7 +68,8 @@ class Alias:
         labels                          v2    v1
         gold                             6     2
 
-    No alias stands beside its key, or anywhere before the questions: an index of exact repeats finds nothing.
+    No question stands anywhere before the questions: an index of exact repeats finds nothing. In a share of the
+    examples, ``inverse_share``, it is the other way round: the aliases stand in the context, and the keys are asked.
     """
 
     kind: Literal["text", "recall"] = "recall"
@@ -91,11 +92,6 @@ class Alias:
         asked = rng.permutation(pairs)
         questions = np.column_stack([asked_by, values])[asked]
         return scatter(rng, noise, np.column_stack([stored, values]), questions, asked, answer_len=1)
-
-    def keys_of(self, aliases: np.ndarray) -> np.ndarray:
-        """What each alias means."""
-        meant: np.ndarray = self._keys[aliases - self._settings.first_alias]
-        return meant
 
     def num_examples(self, split: Split) -> None:
         return None

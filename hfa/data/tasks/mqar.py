@@ -112,7 +112,8 @@ class MQAR:
         space = (self.seq_len - 2 * pairs) // 2
         weight = (self._settings.power_alpha - 1) * np.log(np.arange(1, space + 1))
         drawn = np.argsort(-(weight + rng.gumbel(size=space)))[:queries]  # without replacement, by weight
-        return 2 * np.arange(pairs), np.arange(queries), 2 * pairs + 2 * drawn
+        asked = np.arange(pairs) if queries == pairs else rng.choice(pairs, queries, replace=False)
+        return 2 * np.arange(pairs), asked, 2 * pairs + 2 * drawn
 
     def _spread(self, rng: np.random.Generator, pairs: int, queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         start = self.seq_len - (2 * queries - 1)

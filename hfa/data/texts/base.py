@@ -58,7 +58,7 @@ class TextConfig(SourceConfig):
 
 
 class TextSource:
-    """Windows of `seq_len` tokens over documents, each token the label of exactly one position in an epoch.
+    """Windows of `seq_len` tokens over documents, each token of train the label of exactly one position in an epoch.
 
         stream     a a a . b b . c c c c .      `.` is the end of text
         tokens 0   a a a .                      example i starts at i * seq_len
@@ -67,7 +67,7 @@ class TextSource:
         labels 1             b . c c
 
     The train split is shuffled by document, anew in each epoch, and goes on without end; the others have a fixed
-    order and a last window.
+    order and a last whole window: what is left over behind it is no label.
     """
 
     kind: Literal["text", "recall"] = "text"

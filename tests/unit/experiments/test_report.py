@@ -324,6 +324,7 @@ def test_the_retention_study_is_a_run_a_seed_with_where_it_comes_from(tmp_path: 
     cells = [
         {
             "seed": seed,
+            "weights": "c0ffee",
             "task": task,
             "length": 64,
             "recall": counted(9, (64,), task),

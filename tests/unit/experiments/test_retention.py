@@ -91,6 +91,6 @@ def test_the_newest_line_of_a_cell_counts_and_the_table_pools_the_seeds(tmp_path
     assert (ledger.seeds(), len(list(ledger))) == ([0, 1], 2)
     assert ledger.has(seed=1, task="task", length=4)
     assert not ledger.has(seed=2, task="task", length=4)
-    assert ledger.recall().at("task", 4).token_accuracy == 0.5
+    assert ledger.recall().at("task", 4).share("answer").value == 0.5
     assert "| task | 50.00 (0; 100) 2 |" in table(ledger)
     assert all(path.stat().st_size > 5_000 for path in draw(ledger, tmp_path))

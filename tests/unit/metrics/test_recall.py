@@ -32,7 +32,7 @@ def test_an_answer_is_exact_when_every_token_is_right() -> None:
     assert recall.at("needle", 8, 3) == Count(1, 0, 2, 1)
     assert recall.at("needle", 8, 1) == Count()
     assert recall.at("needle", 8).accuracy == 0.5
-    assert recall.at("needle", 8).token_accuracy == 0.75
+    assert recall.at("needle", 8).share("answer").value == 0.75
 
 
 def test_counts_are_kept_by_task_and_length() -> None:
