@@ -172,7 +172,7 @@ def test_the_worst_seed_stands_beside_all_together(recorded: Callable[..., None]
     for seed, exact in ((0, 10), (1, 8)):
         recall = Recall(depth_bins=1)
         recall._counts["needle", 1024, None] = Count(10, exact, 10, exact, 10, 10, 9)
-        where = {"seed": seed, "task": "needle", "length": 1024}
+        where = {"seed": seed, "task": "needle", "length": 1024, "weights": "w"}
         lines.append({**where, "recall": recall.to_json(), "provenance": {"seed": seed, "commit": "c"}})
     recorded(trained._RETENTION, lines)
     table = trained.retention()
