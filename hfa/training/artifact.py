@@ -70,7 +70,7 @@ def _check_model(
 
 
 def _readable(node: Mapping[str, Any]) -> str:
-    """``byte`` or ``bpe with vocab_size 4096``: what a tokenizer's node says."""
+    """``BPE, vocab_size=8192, train_bytes=20000000``: what a tokenizer's node says."""
     values = {name: value for name, value in node.items() if name != "_target_"}
     name = str(node.get("_target_")).rpartition(".")[2].removesuffix("Config")
     return name + "".join(f", {key}={value}" for key, value in values.items())
