@@ -143,7 +143,7 @@ class PrefixTree:
             return  # nobody who begins like this one is to fail with it
         node = self._add(key, row.length, parent, [x.clone() for x in recurrent], pages)
         if self._folder is not None and node is not None:
-            self._folder.use([one.key for one in node.path])
+            self._folder.use([one.key for one in node.path[:-1]])
             self._folder.write(key, parent.key if parent else b"", row.length, recurrent, self._pool.copy(pages))
 
     def drop(self, node: Node) -> None:

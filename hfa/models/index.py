@@ -162,9 +162,8 @@ class Index(nn.Module):
 
     def _probabilities(self, features: Tensor) -> Tensor:
         sharpness = self.log_sharpness.exp().expand(CODES)
-        return rms_norm(self.scores(features).to(sharpness.dtype), sharpness).softmax(
-            -1
-        )  # autocast's are of half of it
+        scores = self.scores(features).to(sharpness.dtype)  # under autocast they are of half of it
+        return rms_norm(scores, sharpness).softmax(-1)
 
 
 @torch.no_grad()
