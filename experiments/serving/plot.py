@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hfa.metrics.plot import COLOURS
+
 # what is asked of each figure: label, part, key in it, limit, and whether more is better
 CLAIMS: tuple[tuple[str, str, str, float, bool], ...] = (
     ("32 requests, total time over the peer's generate", "concurrent", "over_generate", 0.65, False),
@@ -36,12 +38,13 @@ def plot(data: dict[str, Any], path: Path) -> Path:
         if value is not None and limit:
             rows.append((label, value, limit, limit / value if more else value / limit))
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
+    beside = axes.get_yaxis_transform()  # x counts the picture's width
     for place, (_, value, limit, share) in enumerate(reversed(rows)):
-        axes.barh(place, share, color="#2a6f97" if share <= 1 else "#c1121f", height=0.6)
-        axes.text(share + 0.02, place, f"{value:.3g} (asked {limit:g})", va="center", fontsize=9)
+        axes.barh(place, share, color=COLOURS[0] if share <= 1 else COLOURS[1], height=0.6)
+        axes.text(1.02, place, f"{value:.3g} (asked {limit:g})", va="center", fontsize=9, transform=beside)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)], fontsize=9)
-    axes.set_xlim(0, max([1.4, *(row[3] * 1.3 for row in rows)]))
+    axes.set_xlim(0, max([1.2, *(row[3] * 1.1 for row in rows)]))
     axes.set_xlabel("share of what is allowed; shorter is better")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
