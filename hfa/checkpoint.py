@@ -23,7 +23,7 @@ import torch
 
 from hfa.config import from_mapping
 from hfa.data import tokenizers
-from hfa.errors import CheckpointError, ConfigError
+from hfa.errors import CheckpointError, ConfigError, first_line
 from hfa.models import LanguageModel, architectures
 from hfa.types import Tokenizer
 
@@ -99,8 +99,8 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Artifact:
             model = from_mapping(known[name], description["model"], f"{folder.name}/{_CONFIG}: model").build()
         model.load_state_dict(weights, assign=True)
     except (ConfigError, RuntimeError, TypeError, OverflowError) as error:  # of sizes beyond any machine, torch's own
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder}: the weights and the sizes in {_CONFIG} disagree ({reason})") from None
+        reason = first_line(error)
+        raise CheckpointError(f"{folder}: the weights and the sizes in {_CONFIG} disagree ({reason}).") from None
     tokenizer = tokenizers.load(folder / _TOKENIZER)
     return Artifact(model.to(device).eval(), tokenizer, description["provenance"], folder)
 

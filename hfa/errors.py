@@ -11,6 +11,12 @@ class HFAError(Exception):
     """Base of every error a user can cause; its text is one sentence, shown without a traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, for a sentence of ours to quote; its kind where it says nothing."""
+    lines = str(error).splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 class ConfigError(HFAError):
     """A configuration value that cannot work.
 

@@ -12,24 +12,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
 from hfa.config import Config, NonNegativeInt, PositiveInt, config
-from hfa.errors import ConfigError, RequestError
+from hfa.errors import ConfigError, RequestError, first_line
 from hfa.inference.device import choose_device, is_device_name, place
-from hfa.inference.disk import CheckpointFolder, Origin
+from hfa.inference.disk import Origin
 from hfa.inference.generation import Generation, woken_together
 from hfa.inference.pool import StatePool
-from hfa.inference.prefix import PrefixTree
 from hfa.inference.request import FinishReason, GenerationRequest
-from hfa.inference.row import Row
 from hfa.inference.runner import Output, Runner
 from hfa.inference.scheduler import Limits, Plan, Scheduler
 from hfa.inference.sequence import Sequence
 from hfa.inference.session import Session, Sessions
+from hfa.inference.states import States
 from hfa.models import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -145,6 +143,22 @@ class Engine:
         self.name = name
         self._runner, self._pool = runner, runner.pool
         self._threads = settings.threads
+        self._tokenizer = tokenizer
+        self._wake: Callable[[], None] = lambda: None  # whoever listens to what the engine's thread has pushed
+        self._states = States(
+            runner,
+            name,
+            lambda: self.origin,
+            lambda: self._wake(),
+            checkpoint_every=settings.checkpoint_every,
+            checkpoint_budget_mib=settings.checkpoint_budget_mib,
+            checkpoint_dir=settings.checkpoint_dir,
+            checkpoint_disk_mib=settings.checkpoint_disk_mib,
+            swap_budget_mib=settings.swap_budget_mib,
+            max_sessions=settings.max_sessions,
+            session_budget_mib=settings.session_budget_mib,
+        )
+        self._prefixes, self._sessions = self._states.prefixes, self._states.sessions
         limits = Limits(
             max_concurrent=settings.max_concurrent,
             max_queue=settings.max_queue,
@@ -156,32 +170,13 @@ class Engine:
         self._scheduler = Scheduler(
             limits,
             self._pool.pages,
-            reclaim=self._reclaim,
-            begin=lambda sequence: runner.attempt(functools.partial(self._begin, sequence)),
-            aside=self._set_aside,
-            leave=self._leave,
-        )
-        self._tokenizer = tokenizer
-        folder = None
-        if settings.checkpoint_dir and settings.checkpoint_every:
-            place = Path(settings.checkpoint_dir).expanduser()
-            folder = CheckpointFolder(place, self.origin, settings.checkpoint_disk_mib * 2**20)
-        self._prefixes = PrefixTree(
-            self._pool, settings.checkpoint_every, settings.checkpoint_budget_mib * 2**20, folder
-        )
-        self._sessions = Sessions(
-            self._pool,
-            self._prefixes,
-            settings.max_sessions,
-            settings.session_budget_mib * 2**20,
-            lambda: self.origin,
-            self._reclaim,
+            reclaim=self._states.reclaim,
+            begin=lambda sequence: runner.attempt(functools.partial(self._states.begin, sequence)),
+            aside=self._states.set_aside,
+            leave=self._states.park,
         )
         self._calls: deque[tuple[Future[Any], Callable[[Sessions], Any]]] = deque()
-        self._swap_budget = settings.swap_budget_mib * 2**20
-        self._swapped = 0
         self._arrivals = itertools.count()
-        self._wake: Callable[[], None] = lambda: None  # whoever listens to what the engine's thread has pushed
         self._changed = threading.Condition(threading.RLock())  # guards the scheduler
         self._accepting = True
         self._stopping = False
@@ -204,8 +199,7 @@ class Engine:
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes that the state of one request takes at `seq_len` tokens."""
-        pool = self._pool
-        return pool.row_bytes + self._scheduler.limits.pages(seq_len) * pool.page_bytes
+        return self._pool.state_bytes(seq_len)
 
     def session_bytes(self) -> int:
         """Bytes that the states of all sessions have beside their pages."""
@@ -301,7 +295,7 @@ class Engine:
                 max_queue=limits.max_queue,
                 state_bytes=scheduler.num_active * pool.row_bytes + pages.num_held * pool.page_bytes,
                 budget_bytes=limits.max_concurrent * pool.row_bytes + pages.num_pages * pool.page_bytes,
-                swapped_bytes=self._swapped,
+                swapped_bytes=self._states.swapped_bytes,
                 device=str(self._runner.device),
             )
 
@@ -353,7 +347,7 @@ class Engine:
         self._settle(plan)
         self._wake()  # those who listen to the last step: while the model runs, Python's lock is free for them
         for output in self._runner.run(plan):
-            self._keep(output.sequence)
+            self._states.keep(output.sequence)
             self._commit(output)
 
     def _answer_calls(self) -> None:
@@ -372,58 +366,6 @@ class Engine:
             else:
                 future.set_result(result)
 
-    def _begin(self, sequence: Sequence) -> Row:
-        """The state that an admitted sequence starts from: its own, its session's, a snapshot's or a checkpoint's."""
-        self._wake()
-        if sequence.stash is not None:
-            sequence.position = sequence.stash.length
-            return Row()
-        row = self._sessions.take(sequence.session) if sequence.session else None
-        if row is None:
-            found = self._prefixes.find(sequence.keys, len(sequence.tokens))
-            if sequence.session and sequence.session.marks:
-                reached = found.node.position if found.node else 0
-                row = self._sessions.marked(sequence.session, after=reached, before=len(sequence.tokens))
-                # Making room for it may have taken the checkpoint.
-                found = self._prefixes.find(sequence.keys, len(sequence.tokens))
-            if row is None:
-                row = self._prefixes.start(found.node) if found.node else Row()
-                sequence.node = found.node
-            sequence.miss = found.miss
-        sequence.position = row.length
-        if not sequence.preemptions:
-            sequence.cached = row.length
-        return row
-
-    def _keep(self, sequence: Sequence) -> None:
-        """Make a checkpoint where one is due; never of a state that may stem from outside."""
-        row, every = sequence.row, self._prefixes.every
-        if not every or row is None or (sequence.session is not None and sequence.session.imported):
-            return
-        if row.length and row.length % every == 0 and row.length == sequence.position:
-            try:
-                self._prefixes.put(sequence.keys, row, self._runner.recurrent(row))
-            except torch.OutOfMemoryError as error:
-                log.warning("No room for a checkpoint of %s (%s)", self.name, _describe(error))
-
-    def _reclaim(self, count: int) -> None:
-        """Free pages of checkpoints and idle sessions, the longest unused first."""
-        while count > self._pool.pages.num_free:
-            kept = self._prefixes if self._prefixes.oldest <= self._sessions.oldest else self._sessions
-            if not kept.evict():
-                return
-
-    def _leave(self, sequence: Sequence) -> None:
-        """A session keeps the state of its stream, unless the stream has failed."""
-        if sequence.session is not None and not sequence.failed:
-            try:
-                self._runner.part(sequence.active)
-            except Exception:  # the session is read again from its tokens
-                log.exception("The state of a session of %s is lost", self.name)
-                return
-            if sequence.active.recurrent is not None:
-                self._sessions.park(sequence.session, sequence.active)
-
     def _settle(self, plan: Plan) -> None:
         """End who could not begin, and give who was set aside its state again."""
         for sequence, error in plan.failed:
@@ -431,26 +373,7 @@ class Engine:
             sequence.failed = True
             self._end(sequence, "error", _describe(error))
         for sequence in plan.admitted:
-            if sequence.stash is not None:
-                self._runner.restore(sequence.active, sequence.stash)
-                self._drop_stash(sequence)
-
-    def _set_aside(self, sequence: Sequence) -> None:
-        """Keep the state of a sequence that is preempted; without one, its tokens are read again."""
-        self._wake()
-        row = sequence.active
-        if sequence.stash is not None or not row.length:
-            return  # it has not got its state back yet, or none
-        if self._swapped + self.state_bytes(row.length) > self._swap_budget:
-            self._runner.release(row)
-            return
-        sequence.stash = self._runner.stash(row)
-        self._swapped += sequence.stash.num_bytes
-
-    def _drop_stash(self, sequence: Sequence) -> None:
-        if sequence.stash is not None:
-            self._swapped -= sequence.stash.num_bytes
-            sequence.stash = None
+            self._states.restore(sequence)
 
     def _commit(self, output: Output) -> None:
         sequence, logits, best, error = output
@@ -463,10 +386,7 @@ class Engine:
                 log.error("Sampling failed for a request to %s: %s", self.name, failure, exc_info=finite)
                 error = failure.with_traceback(None)  # which would keep this frame, and with it the state, for a while
                 if not finite:  # what it began with may be to blame
-                    if sequence.node is not None:
-                        self._prefixes.drop(sequence.node)
-                    if sequence.session is not None:
-                        self._sessions.forget_marks(sequence.session)
+                    self._states.distrust(sequence)
         if error is not None:
             reason, sequence.failed = "error", True
         if reason is not None:
@@ -475,12 +395,7 @@ class Engine:
             self._end(sequence, reason, _describe(error) if error else "")
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
-        if sequence.row is not None:
-            try:
-                self._runner.release(sequence.row)
-            except Exception:  # of a device that is lost: its callers are told all the same
-                log.exception("The batch of %s could not be closed up", self.name)
-        self._drop_stash(sequence)
+        self._states.release(sequence)
         if sequence.session is not None:
             if reason != "displaced":  # of which another thread tells, and nothing has run
                 self._sessions.settle(sequence.session, sequence.said(reason))
@@ -509,5 +424,5 @@ def fingerprint(model: LanguageModel) -> str:
 
 
 def _describe(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    said, kind = first_line(error)[:200], type(error).__name__
+    return kind if said == kind else f"{kind}: {said}"

@@ -60,6 +60,11 @@ class StatePool:
         self._tensors, self._tries = _paths(self.like, Tensor), _paths(self.like, Tries)  # where they are in a state
         self._rows: weakref.WeakSet[Row] = weakref.WeakSet()
 
+    def state_bytes(self, seq_len: int) -> int:
+        """Bytes that the state of one row takes at `seq_len` tokens, in whole pages."""
+        pages = -(-seq_len // self.page_size) if self.page_size else 0
+        return self.row_bytes + pages * self.page_bytes
+
     def rows(self, rows: Sequence[Row], recurrent: Sequence[Tensor]) -> State:
         """The state of some rows, as the model takes it.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hfa.errors import CheckpointError, ConfigError
+from hfa.errors import CheckpointError, ConfigError, first_line
 from hfa.training.record import read_config
 
 # What a run may have otherwise than the one it goes on from: where it runs, how long, and what is shown of it.
@@ -45,7 +45,7 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     try:
         step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"resume={spec}: {path} is torn or no checkpoint of train.py ({reason}).") from None
     for key, old, new in _differences(read_config(run_dir), cfg):
         remedy = f"set {key}={old} again, or leave out resume to train anew"

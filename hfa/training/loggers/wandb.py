@@ -14,7 +14,7 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from hfa.config import PositiveFloat, config
-from hfa.errors import CheckpointError, PassingError
+from hfa.errors import CheckpointError, PassingError, first_line
 from hfa.training.loggers.base import LoggerConfig, RunInfo
 from hfa.training.loggers.media import Media
 from hfa.training.trainer import rank
@@ -49,7 +49,7 @@ class WandbConfig(LoggerConfig):
             try:
                 return self._start(run, "online")
             except wandb.Error as error:
-                mode, why = "offline", str(error).splitlines()[0].rstrip(".")
+                mode, why = "offline", first_line(error)
         log.info("wandb: %s (%s).", mode, why)
         return self._start(run, mode)
 
@@ -133,7 +133,7 @@ class Wandb(WandbLogger, Media):
             action()
         except (wandb.Error, OSError) as error:  # a TimeoutError is an OSError
             if not self._broken:
-                reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+                reason = first_line(error)
                 log.warning("wandb: %s; what it did not get is kept in the run directory.", reason)
             self._broken = True
             return False
@@ -175,7 +175,7 @@ def download(spec: str, root: Path) -> Path:
         where = (artifact.source_entity, artifact.source_project, artifact.source_name.replace(":", "-"))
         return Path(artifact.download(root=str(root.joinpath("wandb", *where))))
     except (wandb.Error, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        reason = first_line(error)
         if _is_away(error):
             raise PassingError(f"checkpoint={spec}: wandb does not answer ({reason}).") from None
         raise CheckpointError(f"checkpoint={spec}: wandb gave no such artifact ({reason}).") from None
