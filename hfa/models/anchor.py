@@ -50,6 +50,7 @@ class AnchorSettings(FlowSettings):
     leaf_size: PositiveInt  # tokens looked at in a leaf
     num_ranked: PositiveInt  # of all those, the nearest by code are ranked by their keys; the best are read
     read_all: NonNegativeInt  # tokens of a training example up to which all are read: what is never read is not learnt
+    cross_batch: NonNegativeInt  # examples beside it in the batch that one reads in training as what came before it
     logit_scale: PositiveFloat  # of the sharpest head's attention at the start; learnt from there
     logn_length: PositiveInt  # tokens of context from which it grows as their logarithm
 
@@ -92,7 +93,9 @@ class Anchor(Mixer):
     describe the tokens before its own. In a context of n tokens the scale is ``log n / log logn_length`` times what is
     learnt, and at least that (Su Jianlin 2021, as in Qwen-7B; SSMax, arXiv 2501.19399). `match_init` starts every head
     as a content-addressed copy. Training reads all of an example that is short enough (`read_all`): an association
-    that the index cannot find yet is never read, and what is never read gets no gradient.
+    that the index cannot find yet is never read, and what is never read gets no gradient. There, the tokens of
+    `cross_batch` other examples can stand before each: keys learn to be told from those of contexts that are longer
+    than any that is trained on (Focused Transformer, arXiv 2307.03170, section 3.2).
     """
 
     decodes: ClassVar[bool] = True  # whether one kernel makes a step of the layer
@@ -111,7 +114,7 @@ class Anchor(Mixer):
             settings.num_ranked,
         )
         memory_width = kv_heads * self.head_dim
-        self.read_all = settings.read_all
+        self.read_all, self.cross_batch = settings.read_all, settings.cross_batch
         self.logn_length = settings.logn_length
         self.query = Linear(width, width, bias=False)
         self.key = Linear(width, memory_width, bias=False)
@@ -189,7 +192,10 @@ class Anchor(Mixer):
         tries, q = lookup.tries, q.transpose(1, 2)
         read_all = max(self.search.window + self.search.block_size, self.read_all if learns else 0)
         if memory.capacity == x.shape[1] <= read_all and not self.on_read:
-            read = self._read_all(q, k, v, start if asks < x.shape[1] else None)
+            if learns and self.cross_batch:
+                k, v = _after_others(k, self.cross_batch), _after_others(v, self.cross_batch)
+                start = start + k.shape[1] - x.shape[1]
+            read = self._read_all(q, k, v, start if asks < k.shape[1] else None)
         else:
             near_from = self._near_from(start, asks)
             assert isinstance(tries, Tries)
@@ -336,6 +342,12 @@ class Anchor(Mixer):
         keys, values, _ = memory.read()
         read = anchor_read if _in_place(q) else gathered_anchor_read
         return read(q, keys, values, chosen, start, window=self.search.window, block_size=self.search.block_size)
+
+
+def _after_others(x: Tensor, count: int) -> Tensor:
+    """Each row of [B, T, ..] after `count` others, as far as there are so many: [B, (count + 1) T, ..]."""
+    others = [x.roll(row, dims=0) for row in range(1, min(count, len(x) - 1) + 1)]
+    return torch.cat([*others, x], dim=1)
 
 
 def _in_place(q: Tensor) -> bool:

@@ -221,6 +221,27 @@ def test_training_reads_all_of_a_short_example(length: int, same_as: dict[str, i
     torch.testing.assert_close(model.train()(tokens)[0], same.train()(tokens)[0], atol=1e-6, rtol=0)
 
 
+ALONE = {"pattern": ["anchor"], "num_layers": 1, "conv_width": 1, "read_all": 32, "logn_length": 1 << 20}
+
+
+def test_in_training_the_examples_beside_one_stand_before_it() -> None:
+    model, same = build("hfa", cross_batch=1, **ALONE), build("hfa", **ALONE | {"window": 64})
+    same.load_state_dict(model.state_dict())
+    tokens = some_tokens(3, 20)
+    before = torch.cat([tokens.roll(1, 0), tokens], dim=1)
+    torch.testing.assert_close(model.train()(tokens)[0], same(before)[0][:, 20:], atol=1e-5, rtol=0)
+    with torch.no_grad():
+        one = [model(row[None])[0][0] for row in tokens]
+        torch.testing.assert_close(model(tokens)[0], torch.stack(one), atol=1e-5, rtol=0)
+
+
+def test_an_example_by_itself_does_not_stand_before_itself() -> None:
+    model, tokens = build("hfa", cross_batch=2, **ALONE).train(), some_tokens(1, 20)
+    changed = tokens.clone()
+    changed[:, 10:] = (changed[:, 10:] + 1) % 61
+    assert torch.equal(model(tokens)[0][:, :10], model(changed)[0][:, :10])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("count", [0, 4])
 def test_without_retrieval_an_anchor_layer_reads_its_window(count: int) -> None:
