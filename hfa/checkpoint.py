@@ -10,6 +10,7 @@ Loading executes nothing from it: the architecture is looked up by name among th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -112,10 +113,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: there is no artifact, or config.json is not one's.
     """
     folder = Path(folder)
-    path = _standing(folder) / _CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no artifact here (no {_CONFIG}); train one, or name another folder.")
+    path = folder / _CONFIG
     try:
+        path = _standing(folder) / _CONFIG
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: no artifact here (no {_CONFIG}); train one, or name another folder.")
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError(f"larger than {_MAX_CONFIG_BYTES} bytes")
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -125,6 +127,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError("its provenance has a step that is no number")
         if "_target_" in json.dumps(description["model"]):  # it would be looked up, and perhaps called
             raise ValueError("a model may name no _target_")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: not an artifact's config ({error}); the file is torn or foreign.") from None
     if description.get("format") != FORMAT:
@@ -147,15 +151,18 @@ def resolve(spec: str, *, architecture: str | None, root: Path) -> Path:
     if spec not in ("latest", "best"):
         return _inside_run(Path(spec))
     kind = "last" if spec == "latest" else "best"
-    found = [path for path in artifacts(root) if path.name == kind]
-    fitting = [p for p in found if architecture in (None, read_config(p).get("architecture"))]
+    fitting: list[tuple[int, Path]] = []
+    for path in artifacts(root):
+        with contextlib.suppress(CheckpointError, OSError):  # it was there a moment ago
+            if path.name == kind and architecture in (None, read_config(path).get("architecture")):
+                fitting.append(((_standing(path) / _CONFIG).stat().st_mtime_ns, path))
     if not fitting:
         what = f"{architecture} artifact" if architecture else "artifact"
         raise CheckpointError(
             f"checkpoint={spec}: no {what} below {root}; train one with `python train.py"
             f"{f' model={architecture}' if architecture else ''}`, or give its folder."
         )
-    return max(fitting, key=lambda path: (_standing(path) / _CONFIG).stat().st_mtime_ns)
+    return max(fitting)[1]
 
 
 def artifacts(root: Path) -> Iterator[Path]:
@@ -176,9 +183,12 @@ def _inside_run(path: Path) -> Path:
 
 def _checked_weights(folder: Path, description: dict[str, Any]) -> dict[str, torch.Tensor]:
     path, expected = folder / _WEIGHTS, description["weights"]
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: {_WEIGHTS} is missing; the artifact is torn.")
-    content = path.read_bytes()  # not mapped: a file that is cut short while it serves would take the process with it
+    try:  # not mapped: a file that is cut short while it serves would take the process with it
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: {_WEIGHTS} is missing; the artifact is torn.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
     if len(content) != expected.get("bytes") or hashlib.sha256(content).hexdigest() != expected.get("sha256"):
         raise CheckpointError(f"{path}: not the weights that {_CONFIG} describes; the file is torn or was changed.")
     try:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -93,14 +93,10 @@ class CheckpointFolder:
             log.warning("%s is torn and is removed (%s)", file, error)
             self.remove(key)
             return ""
-        count = sum(name.startswith("recurrent.") for name in tensors)
         stores: list[list[Tensor]] = []
-        while f"pages.{len(stores)}.0" in tensors:
-            store: list[Tensor] = []
-            while (name := f"pages.{len(stores)}.{len(store)}") in tensors:
-                store.append(tensors[name])
+        while store := _numbered(tensors, f"pages.{len(stores)}"):
             stores.append(store)
-        return Stored([tensors[f"recurrent.{i}"] for i in range(count)], stores)
+        return Stored(_numbered(tensors, "recurrent"), stores)
 
     def use(self, keys: Sequence[bytes]) -> None:
         """Note that a path of checkpoints is used, its stem last: it outlives what cannot be found without it."""
@@ -131,3 +127,11 @@ class CheckpointFolder:
     def _remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
         self._sizes.pop(name, None)
+
+
+def _numbered(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """``name.0``, ``name.1`` and so on, as far as they go."""
+    found: list[Tensor] = []
+    while (tensor := tensors.get(f"{name}.{len(found)}")) is not None:
+        found.append(tensor)
+    return found

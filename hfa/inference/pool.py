@@ -146,6 +146,26 @@ class StatePool:
             for pool, part in zip(store, parts, strict=True):
                 pool[list(pages)] = part.to(pool.device)
 
+    def fits(self, recurrent: Sequence[Tensor], contents: Sequence[Sequence[Tensor]], count: int) -> bool:
+        """Whether tensors from outside are a state of this model, with `count` pages of each memory as `copy` has them.
+
+        A layer may have come to carry something else since they were written.
+        """
+        like = _find(self.like, Tensor)
+        stores = [pool for store in self._stores for pool in store]
+        given = [part for parts in contents for part in parts]
+        if len(recurrent) != len(like) or [len(parts) for parts in contents] != [len(store) for store in self._stores]:
+            return False
+        pairs = [(x, tuple(wanted.shape), wanted.dtype) for x, wanted in zip(recurrent, like, strict=True)]
+        pairs += [(x, (count, *pool.shape[1:]), pool.dtype) for x, pool in zip(given, stores, strict=True)]
+        return all(
+            x.dtype == dtype
+            and x.dim() == len(shape)
+            and all(got == size or not size for got, size in zip(x.shape, shape, strict=True))  # a peer's cache grows
+            and not (dtype == torch.uint8 and x.numel() and int(x.max()) >= CODES)
+            for x, shape, dtype in pairs
+        )
+
     def stash(self, row: Row, *, portable: bool = False) -> Stash:
         """A copy of a row's state outside the pages, on the CPU: what the model itself would carry.
 

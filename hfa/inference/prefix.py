@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from torch import Tensor
 from hfa.inference.disk import CheckpointFolder
 from hfa.inference.pool import StatePool
 from hfa.inference.row import Row
+
+log = logging.getLogger(__name__)
 
 Miss = Literal["", "off", "short", "new", "evicted", "other model", "other tokenizer", "no room"]
 _GHOSTS = 65536  # checkpoints that are gone, or never were, of which it is remembered why
@@ -234,6 +237,10 @@ class PrefixTree:
         count = self.every // size if size else 0
         if count > self._pool.pages.num_free:
             return None, "no room"
+        if not self._pool.fits(stored.recurrent, stored.pages, count):
+            log.warning("A checkpoint in %s is of another layout and is removed", self._folder.path)
+            self._folder.remove(key)
+            return None, miss
         pages = self._pool.pages.take(count)
         try:
             self._pool.paste(pages, stored.pages)

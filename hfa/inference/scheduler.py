@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -67,8 +67,8 @@ class Scheduler:
 
     Pages are taken as sequences grow. When there are no more, checkpoints are evicted, then the least urgent
     sequence is set aside; it goes on where it was when there is room again. Of the waiting, the highest priority
-    goes first, and within it the caller who was served least; a sequence of higher priority takes the place of one
-    of lower priority.
+    goes first, and within it the caller who was served least; a sequence takes the place of one of lower priority, or
+    of a caller of equal priority who has two more.
 
     Args:
         limits: what it keeps to.
@@ -288,15 +288,29 @@ class Scheduler:
         return self._needed(sequence) + sum(map(self._needed, active)) <= left
 
     def _make_way(self, sequence: Sequence, plan: Plan) -> bool:
-        """Set aside as few as possible of lower priority, if that lets the sequence in."""
-        lower = [one for one in (*self._prefilling, *self._running) if one.request.priority < sequence.request.priority]
-        lower.sort(key=lambda one: one.urgency, reverse=True)
-        for count in range(1, len(lower) + 1):
-            if self._fits(sequence, tuple(lower[:count])):
-                for one in lower[:count]:
+        """Set aside as few as possible, if that lets the sequence in: see `_yielding`."""
+        yielding = self._yielding(sequence)
+        for count in range(1, len(yielding) + 1):
+            if self._fits(sequence, tuple(yielding[:count])):
+                for one in yielding[:count]:
                     self._preempt(one, plan)
                 return True
         return False
+
+    def _yielding(self, new: Sequence) -> list[Sequence]:
+        """Who would be set aside for `new`, the first first.
+
+        Those of lower priority; and of equal priority, those of a caller as long as he has two places more.
+        """
+        places = Counter(one.request.caller for one in (*self._prefilling, *self._running))
+        own, found = places[new.request.caller], []
+        for one in sorted((*self._prefilling, *self._running), key=lambda one: one.urgency, reverse=True):
+            lower = one.request.priority < new.request.priority
+            equal = one.request.priority == new.request.priority
+            if lower or (equal and places[one.request.caller] > own + 1):
+                found.append(one)
+                places[one.request.caller] -= 1
+        return found
 
     # Shares
 

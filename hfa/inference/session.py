@@ -77,7 +77,7 @@ class Exported(NamedTuple):
             tensors = safetensors.torch.load(data)
             size = int.from_bytes(data[:8], "little")
             facts = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
             raise RequestError(422, f"The body is no safetensors file ({str(error)[:80]}).") from None
         if facts.get("format") != _FORMAT or "tokens" not in tensors or not _LENGTH.fullmatch(facts.get("length", "")):
             raise RequestError(422, "The file is no exported session.")

@@ -9,6 +9,7 @@ The miner is looked up on the local subnet unless --url and --receiver name one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HFAError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -90,8 +93,9 @@ def _miner(arguments: argparse.Namespace, config: LocalNetworkConfig) -> tuple[s
     serving = {one.hotkey: one.endpoint for one in config.file().read() if one.endpoint}
     where = f"netuid {config.netuid} in {config.file().path}"
     if arguments.url:  # of several, the one that is there
-        at = urlsplit(arguments.url).netloc
-        serving = {hotkey: endpoint for hotkey, endpoint in serving.items() if endpoint == at} or serving
+        with contextlib.suppress(ValueError):  # of what is no address, which the client says
+            at = urlsplit(arguments.url).netloc
+            serving = {hotkey: endpoint for hotkey, endpoint in serving.items() if endpoint == at} or serving
     if arguments.receiver is None and len(serving) != 1:
         hotkeys = f" ({', '.join(serving)})" if serving else ""
         remedy = (

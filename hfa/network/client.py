@@ -21,6 +21,7 @@ from hfa.errors import NetworkError, RequestError
 from hfa.network.base import Signer
 
 _CONNECT_TIMEOUT_S = 10.0
+_MOST_S = 1e6
 
 
 class Sampling(TypedDict, total=False):
@@ -256,6 +257,10 @@ def _http_options(signer: Signer, url: str, receiver: str, timeout_s: float) -> 
         reachable = False
     if not reachable:
         raise NetworkError(f"url: got {url!r}, expected http://host:port.")
+    if not (receiver and receiver.isascii()):
+        raise NetworkError(f"receiver: got {receiver!r}, expected a hotkey's address, ss58.")
+    if not 0 < timeout_s <= _MOST_S:
+        raise NetworkError(f"timeout: got {timeout_s!r}, expected seconds above 0, and at most {_MOST_S:g}.")
     return {
         "base_url": url,
         "auth": BittensorAuth(signer, receiver),
@@ -280,6 +285,8 @@ def _failures(url: httpx.URL) -> Iterator[None]:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         cause = str(error) or type(error).__name__
         raise NetworkError(f"The miner at {url} cannot be reached ({cause}); is it running?") from error
+    except ValueError as error:  # a host or a text that has no bytes, a number that JSON has not
+        raise NetworkError(f"This cannot be sent to {url} ({error}).") from None
 
 
 def _content(response: httpx.Response) -> dict[str, Any]:

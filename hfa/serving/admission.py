@@ -13,6 +13,7 @@ from hfa.errors import RequestError
 
 _SMALL = 1 << 16  # bytes of a body that takes no place
 _GRACE_S = 0.5  # that a body may be behind before it is slow
+_PACE = 1 << 18  # bytes a second that any line has: a body that comes slower is late, however little was announced
 
 
 class TryLaterError(RequestError):
@@ -82,7 +83,7 @@ class Upload:
 
     Args:
         address: where it comes from.
-        pace: bytes a second with which it would be here just in time.
+        pace: bytes a second with which it would be in time.
     """
 
     def __init__(self, address: str, pace: float) -> None:
@@ -114,7 +115,33 @@ class Upload:
         """Let another one have its place."""
         assert self._timeout is not None
         self.slowest = True
-        self._timeout.reschedule(asyncio.get_running_loop().time())
+        with contextlib.suppress(RuntimeError):  # its own time is over at this very moment
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+
+class Places:
+    """A few places, of which nobody has two: for what takes much memory as long as it takes.
+
+    Args:
+        most: places together.
+        what: that needs one, for the sentence that says there is none.
+    """
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most, self._what = most, what
+        self._taken: set[str] = set()
+
+    def take(self, caller: str) -> None:
+        """Raises TryLaterError (503) when `caller` has one, or there is none."""
+        if caller in self._taken:
+            raise TryLaterError(503, f"Another {self._what} of yours is under way; wait for its end.", 1)
+        if len(self._taken) >= self._most:
+            raise TryLaterError(503, f"Others have all places for {self._what}s; try again.", 1)
+        self._taken.add(caller)
+
+    def give(self, caller: str) -> None:
+        """Give it back."""
+        self._taken.discard(caller)
 
 
 class BodyReader:
@@ -146,7 +173,8 @@ class BodyReader:
             TryLaterError: 503 when there is no place.
         """
         length = self._check_length(headers)
-        upload = Upload(address, (length or self._max_bytes) / self._timeout_s)
+        pace = max(min(self._max_bytes / self._timeout_s, _PACE), (length or self._max_bytes) / self._timeout_s)
+        upload = Upload(address, pace)
         if length is None or length > _SMALL:
             self._make_room(address, [one for one in self._uploads if one.address == address], self._max_per_address)
             self._make_room(address, self._uploads, self._max_uploads)

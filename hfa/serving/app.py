@@ -14,7 +14,7 @@ from hfa.config import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, 
 from hfa.errors import ConfigError
 from hfa.network.base import Network, NetworkConfig
 from hfa.serving import health, openai, refusal, routes, sessions, status, synapse
-from hfa.serving.admission import BodyReader, RateLimiter
+from hfa.serving.admission import BodyReader, Places, RateLimiter
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
 from hfa.serving.service import Limits, Service
@@ -59,12 +59,13 @@ class ServerConfig(Config):
         max_import_bytes: of a session that is imported.
         import_timeout_s: for it to arrive.
         max_imports: sessions received together before their senders are proven.
+        max_exports: sessions sent together, of different hotkeys.
         max_uploads: request bodies held together before their senders are proven.
         max_uploads_per_address: of one address.
-        max_connections: open together; for one more, the one that has asked nothing for the longest time is closed.
+        max_connections: open together; for one more, one whose sender is not proven is closed.
         max_connections_per_address: of one address; more are closed.
         head_timeout_s: for a request's headers to arrive.
-        write_timeout_s: a connection that takes nothing of its answer for so long is closed.
+        write_timeout_s: a connection that takes less than 64 KiB of a long answer in this time is closed.
         rate_per_s: requests a second per hotkey in the long run.
         rate_burst: and at once.
         default_max_tokens: to generate when a request does not say.
@@ -87,6 +88,7 @@ class ServerConfig(Config):
     max_import_bytes: PositiveInt
     import_timeout_s: PositiveFloat
     max_imports: PositiveInt
+    max_exports: PositiveInt
     max_uploads: PositiveInt
     max_uploads_per_address: PositiveInt
     max_connections: PositiveInt
@@ -164,7 +166,8 @@ def create_app(
     app.include_router(routes.router(service, gate, metrics))
     app.include_router(health.router(service, network, rules, metrics))
     app.include_router(openai.router(service, gate, metrics))
-    app.include_router(sessions.router(service, gate, Gate(network, limiter, imports), metrics))
+    exports = Places(settings.max_exports, "export")
+    app.include_router(sessions.router(service, gate, Gate(network, limiter, imports), exports, metrics))
     if network.dendrite is not None:
         app.include_router(synapse.router(service, gate, network.dendrite, metrics))
     refusal.install(app, metrics.refused, openai.shape)

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import math
+from collections import Counter
 from typing import Any, ClassVar
 
 import h11
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger(__name__)
 
 _WARN_EVERY_S = 60.0
+_LEAST_TAKEN = 1 << 16  # bytes of an answer that a reader takes within the time for it; as much as may be buffered
 
 
 def bounded(
@@ -23,9 +25,9 @@ def bounded(
 
     Args:
         head_timeout_s: for a request line and its headers to arrive, and for what is left of a refused body.
-        write_timeout_s: without a byte of an answer being taken.
-        max_connections: that are open together; one more takes the place of the one that has asked nothing for the
-            longest time, or has none.
+        write_timeout_s: for the next 64 KiB of an answer to be taken.
+        max_connections: that are open together; one more takes the place of one whose sender is not proven, of the
+            address that has most of those the one that has been so for longest; or has none.
         max_per_address: of one address.
     """
     bounds = {
@@ -77,8 +79,16 @@ class BoundedProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.conn = _Connection(h11.SERVER)  # and with h11's own limit of a head, as uvicorn's
         self._origin = ""
+        self._since = self.loop.time()  # when it was opened, or its last answer ended
         self._head_timer: asyncio.TimerHandle | None = None  # while it asks nothing
         self._write_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it is answering somebody whose signature was seen to be right."""
+        if self.cycle is None or (self.cycle.response_complete and not self.flow.write_paused):
+            return False
+        return bool(self.cycle.scope["state"].get("proven"))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -90,8 +100,9 @@ class BoundedProtocol(H11Protocol):
             return
         if len(there) > self.max_connections:
             self._warn()
-            silent = [(timer.when(), other) for other in there if (timer := other._head_timer) is not None]
-            _, displaced = min(silent, key=lambda one: one[0], default=(0.0, self))
+            unproven = [other for other in there if other is not self and not other.is_proven]
+            held = Counter(other._origin for other in unproven)
+            displaced = min(unproven, key=lambda one: (-held[one._origin], one._since), default=self)
             displaced.transport.abort()
             if displaced is self:
                 return
@@ -108,12 +119,13 @@ class BoundedProtocol(H11Protocol):
         self._watch_head()
 
     def on_response_complete(self) -> None:
+        self._since = self.loop.time()
         super().on_response_complete()
         self._watch_head()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+        self._watch_reader(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -128,10 +140,22 @@ class BoundedProtocol(H11Protocol):
         else:  # an answer is on its way already, or was
             self.transport.close()
 
+    def _watch_reader(self, left: int) -> None:
+        """Close a connection that has taken too little of the `left` bytes when it is looked at again."""
+
+        def look() -> None:
+            now = self.transport.get_write_buffer_size()
+            if now > left - _LEAST_TAKEN:
+                self.transport.abort()
+            else:
+                self._watch_reader(now)
+
+        self._write_timer = self.loop.call_later(self.write_timeout_s, look)
+
     def _warn(self) -> None:
         if self.loop.time() - BoundedProtocol._warned_at > _WARN_EVERY_S:
             BoundedProtocol._warned_at = self.loop.time()
-            log.warning("More than %d connections: those that ask nothing are closed", self.max_connections)
+            log.warning("More than %d connections: some of unproven senders are closed", self.max_connections)
 
     def _watch_head(self) -> None:
         """Run the clock while nothing is being answered, nor taken away."""
@@ -140,4 +164,6 @@ class BoundedProtocol(H11Protocol):
                 self._head_timer.cancel()
                 self._head_timer = None
         elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.abort)
+            answered = self.cycle is not None  # and may be idle for longer than a head may take
+            seconds = max(self.head_timeout_s, self.timeout_keep_alive) if answered else self.head_timeout_s
+            self._head_timer = self.loop.call_later(seconds, self.transport.abort)

@@ -47,6 +47,7 @@ class Loader:
         self._seen: dict[str, Source] = {}  # what was tried last
         self._said: dict[str, str] = {}  # what was wrong last
         self._wrong: Exception | None = None  # likewise
+        self._loaded: set[str] = set()  # what was handed over, and serves
 
     def names(self) -> list[str]:
         """The architectures there may be artifacts of."""
@@ -94,16 +95,19 @@ class Loader:
         except HFAError as error:
             self._wrong = error
             if self._said.get(name) != str(error):
-                log.warning("%s is not served from here: %s", name, error)
+                there = "goes on as it is" if name in self._loaded else "is not served from here"
+                log.warning("%s %s: %s", name, there, error)
             self._said[name] = str(error)
             return None
         except Exception as error:
             self._wrong = error
             self._seen.pop(name, None)  # what failed may be the machine, which is asked again
             if self._said.get(name) != str(error):
-                log.exception("%s is not served: loading it failed", name)
+                there = "goes on as it is" if name in self._loaded else "is not served"
+                log.exception("%s %s: loading it failed", name, there)
             self._said[name] = str(error)
             return None
+        self._loaded.add(name)
         size, device = engine.num_parameters, engine.load().device
         role = ", the default" if name == self._asked[0] else ""
         log.info("%s: %s parameters on %s%s, from %s", name, f"{size:,}", device, role, artifact.path)

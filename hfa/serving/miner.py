@@ -31,6 +31,8 @@ from hfa.serving.statistics import Statistics
 
 log = logging.getLogger(__name__)
 
+_YEAR_S = 365 * 24 * 3600.0
+
 
 @config
 class MinerConfig(Config):
@@ -60,6 +62,9 @@ class MinerConfig(Config):
     selection: SelectionConfig
 
     def check(self) -> None:
+        for key, seconds in (("watch_s", self.watch_s), ("heartbeat_s", self.heartbeat_s)):
+            if seconds is not None and seconds > _YEAR_S:
+                raise ConfigError(key, seconds, f"at most {_YEAR_S:g}, which is a year")
         known = [name for name, architecture in architectures().items() if architecture.served]
         for key, names in (("default", (self.default,)), ("models", self.models)):
             for name in names:

@@ -29,6 +29,7 @@ _CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "timeout",
+    409: "conflict",
     413: "too_large",
     422: "invalid_request",
     429: "rate_limited",

@@ -17,14 +17,14 @@ class SelectionConfig(Config):
         window: latest requests of a model that count.
         min_requests: with fewer of them, a model is not judged.
         min_success_rate: below it, a model is avoided.
-        max_p95_s: above it, a model is avoided.
+        max_s_per_token: at the 95th percentile; above it, a model is avoided.
         probe_after_s: a model that is avoided gets one request this long after its last one.
     """
 
     window: PositiveInt
     min_requests: PositiveInt
     min_success_rate: Fraction
-    max_p95_s: PositiveFloat
+    max_s_per_token: PositiveFloat
     probe_after_s: PositiveFloat
 
 
@@ -33,7 +33,7 @@ class Track(NamedTuple):
 
     requests: int = 0  # judged: succeeded or failed, in the window
     success_rate: float = 1.0
-    p95_s: float = 0.0  # of those that succeeded
+    s_per_token: float = 0.0  # at the 95th percentile of those that succeeded
     idle_s: float = float("inf")  # since it was last given a request
 
 
@@ -91,8 +91,8 @@ def doubt(track: Track, policy: SelectionConfig) -> str:
         return ""
     if track.success_rate < policy.min_success_rate:
         return f"failed {1 - track.success_rate:.0%} of its last {track.requests} requests"
-    if track.p95_s > policy.max_p95_s:
-        return f"took {track.p95_s:.3g} s at the 95th percentile lately"
+    if track.s_per_token > policy.max_s_per_token:
+        return f"took {track.s_per_token:.3g} s a token at the 95th percentile lately"
     return ""
 
 
@@ -109,7 +109,13 @@ def _too_long(candidate: Candidate) -> str:
 
 def _rank(candidate: Candidate, policy: SelectionConfig, default: str) -> tuple[bool, bool, float, float, str]:
     avoided = bool(doubt(candidate.track, policy))
-    return (avoided, candidate.name != default, -candidate.track.success_rate, candidate.track.p95_s, candidate.name)
+    return (
+        avoided,
+        candidate.name != default,
+        -candidate.track.success_rate,
+        candidate.track.s_per_token,
+        candidate.name,
+    )
 
 
 def _reason(

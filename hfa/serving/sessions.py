@@ -26,11 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hfa.errors import RequestError
 from hfa.inference.session import Exported, Session, Sessions
+from hfa.serving.admission import Places
 from hfa.serving.auth import Gate
 from hfa.serving.metrics import Metrics
 from hfa.serving.schemas import GenerateBody, Sent, parse_as
 from hfa.serving.service import Service
-from hfa.serving.stream import EventStream, answered, whole
+from hfa.serving.stream import Download, EventStream, answered, whole
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ class Desk:
         return await self._service.models[model].engine.session(lambda all_: call(all_, all_.get(name, hotkey)))
 
 
-def router(service: Service, gate: Gate, imports: Gate, metrics: Metrics) -> APIRouter:
+def router(service: Service, gate: Gate, imports: Gate, exports: Places, metrics: Metrics) -> APIRouter:
     """The routes over what they need; an import comes through a gate of its own, which lets more bytes in."""
     routes = APIRouter(prefix="/v1/sessions", tags=["Sessions"])
     desk = Desk(service)
@@ -163,12 +164,15 @@ def router(service: Service, gate: Gate, imports: Gate, metrics: Metrics) -> API
 
     @routes.get("/{identity}/export", summary="All of a session, as safetensors", openapi_extra=_SIGNED)
     async def export(request: Request, identity: str) -> Response:
-        signed = await gate.admit(request)
-        exported = await desk.do(
-            identity, signed.caller.hotkey, lambda sessions, session: sessions.export(session.name)
-        )
-        data = await asyncio.to_thread(exported.to_bytes)
-        return Response(data, media_type="application/octet-stream")
+        hotkey = (await gate.admit(request)).caller.hotkey
+        exports.take(hotkey)
+        try:
+            exported = await desk.do(identity, hotkey, lambda sessions, session: sessions.export(session.name))
+            data = await asyncio.to_thread(exported.to_bytes)
+        except BaseException:
+            exports.give(hotkey)
+            raise
+        return Download(data, lambda: exports.give(hotkey))
 
     @routes.delete("/{identity}", summary="Forget a session", status_code=204, openapi_extra=_SIGNED)
     async def delete(request: Request, identity: str) -> Response:

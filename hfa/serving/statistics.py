@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 _RECENT = 1000  # requests that percentiles are taken of
+_READ = 1 / 16  # of what a token of an answer counts, one that is read: prompts are read many tokens at once
 _OUTCOMES: dict[FinishReason, Literal["succeeded", "failed", "cancelled", "expired"]] = {
     "stop": "succeeded",
     "length": "succeeded",
@@ -57,6 +58,7 @@ class Record:
     error_at: float = 0.0  # unix time
     error: str = ""  # "RuntimeError: ..."; the text may name files, so only its type is public
     recent: list[float | None] = field(default_factory=list)  # seconds of the latest requests; None for a failed one
+    paces: list[float | None] = field(default_factory=list)  # and seconds a token, of those the model had them for
 
 
 @dataclass
@@ -117,22 +119,26 @@ class Statistics:
             if outcome == "succeeded":
                 record.seconds += sum(timing)
                 record.recent.append(sum(timing))
+                tokens = completion_tokens + _READ * (prompt_tokens - cached_tokens)
+                record.paces.append((timing.prefill_s + timing.decode_s) / max(1.0, tokens))
             elif outcome == "failed":
                 record.recent.append(None)
+                record.paces.append(None)
                 record.error_at, record.error = time.time(), error
-            del record.recent[:-_RECENT]
+            del record.recent[:-_RECENT], record.paces[:-_RECENT]
             self._changed = True
 
     def track(self, name: str, window: int) -> Track:
         """How `name` did in its latest `window` requests."""
         with self._lock:
             record = self._records.get(name) or Record()
-            recent = record.recent[-window:]
+            recent, paces = record.recent[-window:], record.paces[-window:]
             idle_s = max(0.0, time.time() - record.last_used)
         if not recent:
             return Track(idle_s=idle_s)
-        times = [seconds for seconds in recent if seconds is not None]
-        return Track(len(recent), len(times) / len(recent), percentile(times, 0.95) or 0.0, idle_s)
+        succeeded = sum(seconds is not None for seconds in recent)
+        slowest = percentile([pace for pace in paces if pace is not None], 0.95)
+        return Track(len(recent), succeeded / len(recent), slowest or 0.0, idle_s)
 
     def report(self) -> dict[str, ModelStatistics]:
         """All records as anybody may see them."""
@@ -143,7 +149,7 @@ class Statistics:
         """A copy of all records."""
         with self._lock:
             return {
-                name: replace(record, misses=dict(record.misses), recent=list(record.recent))
+                name: replace(record, misses=dict(record.misses), recent=list(record.recent), paces=list(record.paces))
                 for name, record in sorted(self._records.items())
             }
 

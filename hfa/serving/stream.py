@@ -21,6 +21,8 @@ from hfa.serving.schemas import Answer, Done
 
 T = TypeVar("T")
 
+_PIECE = 1 << 20  # bytes of a download that are handed over together
+
 
 class EventStream(StreamingResponse):
     """The reply as server-sent events, one JSON object in each::
@@ -61,6 +63,32 @@ class EventStream(StreamingResponse):
             self._count(content["error"]["code"])
             last = _event(content)
         await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Download(StreamingResponse):
+    """Many bytes in pieces that a slow reader takes one by one, and no second copy of them all.
+
+    Args:
+        data: the body.
+        done: called when it is sent, or nobody is there any more to take it.
+    """
+
+    def __init__(self, data: bytes, done: Callable[[], None]) -> None:
+        super().__init__((), media_type="application/octet-stream", headers={"content-length": str(len(data))})
+        self._data, self._done = data, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._done()
+
+    async def stream_response(self, send: Send) -> None:
+        """Send it all."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self._data), _PIECE):
+            await send({"type": "http.response.body", "body": self._data[start : start + _PIECE], "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,24 @@ def test_a_folder_without_a_name_is_a_folder(spec: str, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         checkpoint.load(checkpoint.resolve(spec, architecture=None, root=tmp_path))
+
+
+def test_what_may_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a run by another user; whoever runs the tests may read everything, so it is the reading that refuses."""
+    mine, others = (tmp_path / run / "checkpoints" / "last" for run in ("mine", "others"))
+    for folder in (mine, others):
+        save(folder)
+    read = Path.read_text
+
+    def refusing(path: Path, **options: Any) -> str:
+        if others in path.parents:
+            raise PermissionError(13, "Permission denied")
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", refusing)
+    assert checkpoint.resolve("latest", architecture="simplemind", root=tmp_path) == mine
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(others)
 
 
 def test_other_hidden_folders_are_nobodys_siblings(tmp_path: Path) -> None:

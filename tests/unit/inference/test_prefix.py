@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hfa.errors import ConfigError
 from hfa.inference import Engine, FinishEvent, GenerationRequest, Sampling
@@ -135,6 +137,38 @@ def test_a_torn_file_is_removed_and_the_prompt_is_read(kept, tiny, prompt, tmp_p
     again = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
     assert again[0] == first[0]
     assert again[1].cached_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        *itertools.product(("hfa", "simplemind"), ("left out", "narrower", "half as exact")),
+        ("hfa", "no code"),
+        ("hfa", "fewer pages"),
+    ],
+)
+def test_a_file_of_another_layout_is_removed_and_the_prompt_is_read(kept, tiny, prompt, tmp_path: Path, name, what):
+    """As after a change of what a layer carries: the weights are the same, and so is the folder."""
+    model = tiny(name)
+    first = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
+    for path in tmp_path.glob("*/*"):
+        tensors = load_file(path)
+        if what == "left out":
+            del tensors["recurrent.0"]
+        elif what == "narrower":
+            tensors["recurrent.0"] = tensors["recurrent.0"][..., :1].clone()
+        elif what == "half as exact":
+            tensors["recurrent.0"] = tensors["recurrent.0"].half()
+        else:
+            codes = next(key for key, tensor in tensors.items() if tensor.dtype == torch.uint8)
+            tensors[codes] = tensors[codes][1:].clone() if what == "fewer pages" else tensors[codes] | 128
+        save_file(tensors, path)
+    again = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
+    assert again[0] == first[0]
+    assert again[1].cached_tokens == 0
+    third = answer(kept(model, checkpoint_dir=str(tmp_path)), ask(prompt))
+    assert third[0] == first[0]
+    assert third[1].cached_tokens > 0, "the files that were written in their place"
 
 
 def test_the_folder_keeps_its_budget(kept, tiny, prompt, tmp_path):

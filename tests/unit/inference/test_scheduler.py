@@ -192,6 +192,27 @@ def test_a_higher_priority_takes_the_place_of_a_lower():
     assert not one.schedule().preempted, "equal priority waits"
 
 
+def test_a_caller_with_many_places_makes_way_for_one_with_none():
+    """Until he has but one more; and nobody makes way for himself."""
+    one = scheduler(max_concurrent=4, max_queue=20)
+    many = [sequence(4, number, max_tokens=50, caller="many") for number in range(6)]
+    for item in many:
+        one.add(item)
+    run(one.schedule())
+    assert not one.schedule().preempted
+    few = [sequence(4, 6 + number, max_tokens=50, caller="few") for number in range(3)]
+    for item in few:
+        one.add(item)
+    plan = one.schedule()
+    assert plan.preempted == [many[3], many[2]], "the latest first"
+    assert [piece.sequence for piece in plan.prefill] == few[:2]
+    for _ in range(5):
+        run(plan)
+        plan = one.schedule()
+        assert not plan.preempted
+        assert len(plan.decode) == 4
+
+
 def test_without_pages_the_least_urgent_is_set_aside_and_comes_back():
     one = scheduler(num_pages=4, max_concurrent=2)
     first, second = sequence(7, 0, max_tokens=9), sequence(7, 1, max_tokens=9)

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -83,6 +84,26 @@ def test_broken_streams_are_one_sentence(data: bytes, kind: type[Exception], sen
 def test_address_that_is_none_is_one_sentence(url: str, make_signer: Callable[[str], HotkeySigner]) -> None:
     with pytest.raises(NetworkError, match="expected http://host:port"):
         HFAClient(make_signer("caller"), url=url, receiver="5Miner")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"receiver": "ü"}, "receiver: got 'ü'"),
+        ({"timeout_s": 0.0}, "timeout: got 0.0"),
+        ({"timeout_s": float("nan")}, "timeout: got nan"),
+        ({"url": "http://ex_ample..com:1"}, "cannot be sent"),
+        ({"prompt": "a\udcff"}, "cannot be sent"),
+        ({"temperature": float("nan")}, "cannot be sent"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_sentence(
+    changes: dict[str, Any], sentence: str, make_signer: Callable[[str], HotkeySigner]
+) -> None:
+    asked = {"prompt": "hi"} | {name: changes.pop(name) for name in ("prompt", "temperature") if name in changes}
+    given = {"url": "http://127.0.0.1:1", "receiver": "5Miner"} | changes
+    with pytest.raises(NetworkError, match=sentence), HFAClient(make_signer("caller"), **given) as client:
+        client.generate(**asked)
 
 
 def test_nobody_there_is_one_sentence(make_signer: Callable[[str], HotkeySigner]) -> None:

@@ -227,6 +227,30 @@ def test_two_addresses_cannot_take_every_place_by_beginning_anew():
     asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
+def test_to_announce_little_buys_no_time(monkeypatch):
+    """A byte now and then would be in time for a body of few; it is slow all the same."""
+    monkeypatch.setattr(admission, "_GRACE_S", 0.05)
+    bodies = reader(max_uploads=1, max_uploads_per_address=1, max_bytes=1 << 29, timeout_s=120.0)
+
+    async def drip():
+        while True:
+            yield b"x" * 100
+            await asyncio.sleep(0.05)
+
+    async def send(stream, address):
+        with bodies.place({"content-length": "65537"}, address) as upload:
+            return await bodies.read(stream, upload)
+
+    async def scenario():
+        slow = asyncio.create_task(send(drip(), "a"))
+        await asyncio.sleep(0.3)
+        assert len(await send(chunks(65537), "b")) == 65537
+        with pytest.raises(TryLaterError, match="send it faster"):
+            await slow
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
 def test_a_body_is_judged_by_its_own_length(monkeypatch):
     """Half of it in a tenth of its time is not slow, however little that is beside the largest body there may be."""
     monkeypatch.setattr(admission, "_GRACE_S", 0.0)

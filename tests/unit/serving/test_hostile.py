@@ -27,6 +27,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
 from hfa.errors import RequestError
+from hfa.network.client import BittensorAuth
 from hfa.serving import admission
 from hfa.serving.miner import HFAMiner
 
@@ -184,6 +185,29 @@ def test_connections_that_were_answered_make_room_too(start):
     assert ended(held) >= 1
 
 
+def test_an_idle_connection_stays_open_for_as_long_as_it_may(start):
+    running = start("server.head_timeout_s=0.3", "server.keep_alive_s=10")
+    with socket.create_connection(address(running), timeout=30) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 204")
+            time.sleep(1)
+
+
+def test_bodies_that_never_come_make_room_too(start):
+    """A head is quickly made up; until its signature is proven, it is worth no more than silence."""
+    running = start("server.max_connections=20", "server.max_connections_per_address=10")
+    held = []
+    for number in range(20):
+        connection = socket.create_connection(address(running), timeout=30, source_address=(f"127.0.1.{number % 4}", 0))
+        connection.sendall(head(running, length="content-length: 60000\r\n") + b"x")
+        held.append(connection)
+    time.sleep(0.3)
+    for _ in range(5):
+        assert post(running).status_code == 200
+    assert ended(held) >= 1
+
+
 def ended(connections) -> int:
     """How many of them the other end has closed; the rest is closed here."""
     count = 0
@@ -219,6 +243,37 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(start):
                 connection.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
             pytest.fail("the miner went on answering")
     assert post(running).status_code == 200
+
+
+def test_who_takes_an_answer_slowly_gets_all_of_it_and_nobody_two_at_once(start):
+    """As long as it goes on; meanwhile another one of the same caller has to wait, and memory with it."""
+    running = start("models=[hfa]", "server.write_timeout_s=1.5", "server.max_exports=1")
+    http = httpx.Client(
+        base_url=running.url, auth=BittensorAuth(running.validator, running.hotkey), trust_env=False, timeout=60
+    )
+    one = http.post("/v1/sessions", json={"model": "hfa"}).json()["id"]
+    assert http.post(f"/v1/sessions/{one}/generate", json={"prompt": "x" * 19_000, "max_tokens": 2}).is_success
+    path, taken = f"/v1/sessions/{one}/export", 0
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address(running))
+        headers = running.validator.sign(b"", method="GET", path=path, receiver=running.hotkey)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n{lines}\r\n".encode())
+        answer = connection.recv(4096)
+        size = int(re.search(rb"content-length: (\d+)", answer)[1])
+        assert size > 5 << 20, "more than sockets hold"
+        taken = len(answer.partition(b"\r\n\r\n")[2])
+        refused = http.get(path)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        began = time.monotonic()
+        while taken < size:
+            piece = connection.recv(1 << 19)
+            assert piece, f"cut off after {taken} of {size} bytes"
+            taken += len(piece)
+            time.sleep(4 * len(piece) / size)
+        assert time.monotonic() - began > 3
+    assert len(http.get(path).content) == size
 
 
 def test_a_flood_from_one_key_and_from_many(start):

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hfa.errors import RequestError
 from hfa.serving.selection import Candidate, SelectionConfig, Track, choose, doubt
 
-POLICY = SelectionConfig(window=20, min_requests=4, min_success_rate=0.5, max_p95_s=10.0, probe_after_s=60.0)
-FAILING = Track(requests=10, success_rate=0.1, p95_s=1.0, idle_s=1.0)
-SLOW = Track(requests=10, success_rate=1.0, p95_s=11.0, idle_s=1.0)
-GOOD = Track(requests=10, success_rate=1.0, p95_s=1.0, idle_s=1.0)
+POLICY = SelectionConfig(window=20, min_requests=4, min_success_rate=0.5, max_s_per_token=2.0, probe_after_s=60.0)
+FAILING = Track(requests=10, success_rate=0.1, s_per_token=0.1, idle_s=1.0)
+SLOW = Track(requests=10, success_rate=1.0, s_per_token=2.5, idle_s=1.0)
+GOOD = Track(requests=10, success_rate=1.0, s_per_token=0.1, idle_s=1.0)
 
 
 def candidate(name: str = "hfa", **values) -> Candidate:
@@ -33,7 +33,7 @@ def pick(*candidates: Candidate, wish: str | None = None) -> tuple[str, str]:
         ({"state_bytes": 101}, "simplemind", "100 tokens need 101 bytes of memory, and hfa has 100"),
         ({"room": 0}, "simplemind", "hfa has no place in its queue"),
         ({"track": FAILING}, "simplemind", "hfa failed 90% of its last 10 requests"),
-        ({"track": SLOW}, "simplemind", "hfa took 11 s at the 95th percentile lately"),
+        ({"track": SLOW}, "simplemind", "hfa took 2.5 s a token at the 95th percentile lately"),
         ({"track": FAILING._replace(idle_s=60.0)}, "hfa", "the default"),
         ({"track": SLOW._replace(idle_s=61.0)}, "hfa", "the default"),
         ({"track": FAILING._replace(requests=3)}, "hfa", "the default"),
@@ -54,7 +54,7 @@ def test_a_default_that_is_not_loaded():
 
 
 def test_among_others_the_better_record_wins():
-    slower = candidate("a", track=GOOD._replace(p95_s=3.0))
+    slower = candidate("a", track=GOOD._replace(s_per_token=0.3))
     assert pick(slower, candidate("b")).name == "b"
     assert pick(slower, candidate("b", track=GOOD._replace(success_rate=0.9))).name == "a"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -60,6 +61,14 @@ def test_an_export_is_taken_up_again(caller):
     refused = caller.http.post("/v1/sessions/import?model=hfa", content=data)
     assert refused.status_code == 422
     assert "another model" in refused.json()["error"]["message"]
+
+
+def test_an_import_of_more_numbers_than_there_are_is_refused(caller):
+    facts = {"tokens": {"dtype": "I64", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}
+    header = json.dumps(facts).encode()
+    response = caller.http.post("/v1/sessions/import?model=hfa", content=len(header).to_bytes(8, "little") + header)
+    assert response.status_code == 422
+    assert "no safetensors file" in response.json()["error"]["message"]
 
 
 def test_a_session_may_be_larger_than_any_other_body(start):
@@ -126,3 +135,4 @@ def test_what_cannot_be_is_refused_with_a_sentence(caller, path, body, status, s
     response = caller.http.post(f"/v1/sessions/{one['id']}{path}", json=body)
     assert response.status_code == status
     assert said in response.json()["error"]["message"]
+    assert response.json()["error"]["code"] == {409: "conflict", 422: "invalid_request"}[status]

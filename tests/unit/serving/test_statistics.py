@@ -62,11 +62,21 @@ def test_the_track_is_of_the_latest_requests(path):
     assert statistics.track("hfa", 4).requests == 0
     for reason, seconds in (("error", 1.0), ("stop", 1.0), ("stop", 2.0), ("cancelled", 50.0), ("stop", 3.0)):
         end(statistics, reason, seconds)
-    assert statistics.track("hfa", 3)[:3] == (3, 1.0, 3.0)
-    assert statistics.track("hfa", 9)[:3] == (4, 0.75, 3.0)
+    pace = 0.75 * 3.0 / (4 + 10 / 16)  # of the last, without its time in the queue
+    assert statistics.track("hfa", 3)[:3] == (3, 1.0, pytest.approx(pace))
+    assert statistics.track("hfa", 9)[:3] == (4, 0.75, pytest.approx(pace))
     assert statistics.track("hfa", 9).idle_s > 1e6, "nothing was begun"
     statistics.begin("hfa")
     assert statistics.track("hfa", 9).idle_s < 60
+
+
+def test_long_answers_are_not_slow_ones(path):
+    """What a model is judged by does not grow with what it is asked, nor with how many wait."""
+    statistics = Statistics(path)
+    for name, prompt, answered, seconds in (("short", 16, 9, 0.5), ("long", 64_000, 1_000, 250.0)):
+        timing = Timing(queue_s=99.0, prefill_s=seconds / 2, decode_s=seconds / 2)
+        statistics.end(name, "stop", prompt_tokens=prompt, completion_tokens=answered, timing=timing)
+    assert statistics.track("short", 9).s_per_token == statistics.track("long", 9).s_per_token == 0.05
 
 
 def test_everything_is_there_after_a_restart(path):
