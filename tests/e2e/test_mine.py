@@ -348,6 +348,7 @@ def test_killed_again_and_again_while_it_writes(place, validator):
         with mining(place, "statistics_path=torn.json", "heartbeat_s=0.001", "server.rate_burst=100") as running:
             for _ in range(3 + moment):
                 assert post(running, validator, BODY).status_code == 200
+            until((place / "torn.json").exists, "the first is written")
             running.stop(signal.SIGKILL)
         requests = json.loads((place / "torn.json").read_text())["architectures"]["hfa"]["requests"]
         assert counted <= requests <= counted + 3 + moment
