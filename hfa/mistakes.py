@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from hfa.errors import PASSING, HFAError
+from hfa.errors import PASSING, HFAError, first_line
 
 # Launchers and sweepers that are plugins, and the extra that installs each.
 EXTRAS = {
@@ -75,7 +75,7 @@ def _no_such_option(error: BaseException) -> str:
         return f"{group}={option}: it is not installed; pip install 'hfa[{EXTRAS[wanted]}]'."
     options = list(getattr(error, "options", None) or [])
     if not options:
-        return f"{str(error).splitlines()[0]}."
+        return f"{first_line(error)}."
     return f"{group}: no option {option!r}; {_closest(option, options)}choose one of {', '.join(options)}."
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def pages_of(length: int, page_size: int) -> int:
+    """Pages that `length` tokens take; none where a state does not grow, whose page size is 0."""
+    return -(-length // page_size) if page_size else 0
+
+
 class PagePool:
     """Numbers of pages, each free, held by streams, or kept by checkpoints alone (*idle*).
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hfa.errors import ConfigError
-from hfa.inference.pages import PagePool
+from hfa.inference.pages import PagePool, pages_of
 from hfa.inference.row import Row, Stash
 from hfa.models import LanguageModel
 from hfa.models.index import CODES, Tries
@@ -62,8 +62,7 @@ class StatePool:
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes that the state of one row takes at `seq_len` tokens, in whole pages."""
-        pages = -(-seq_len // self.page_size) if self.page_size else 0
-        return self.row_bytes + pages * self.page_bytes
+        return self.row_bytes + pages_of(seq_len, self.page_size) * self.page_bytes
 
     def rows(self, rows: Sequence[Row], recurrent: Sequence[Tensor]) -> State:
         """The state of some rows, as the model takes it.
@@ -146,25 +145,24 @@ class StatePool:
             for pool, part in zip(store, parts, strict=True):
                 pool[list(pages)] = part.to(pool.device)
 
-    def fits(self, recurrent: Sequence[Tensor], contents: Sequence[Sequence[Tensor]], count: int) -> bool:
-        """Whether tensors from outside are a state of this model, with `count` pages of each memory as `copy` has them.
+    def check(self, recurrent: Sequence[Tensor], contents: Sequence[Sequence[Tensor]], count: int, length: int) -> None:
+        """Make sure of a checkpoint from outside, as `checked` does of a whole state.
 
-        A layer may have come to carry something else since they were written.
+        Args:
+            recurrent: the tensors of constant size after `length` tokens.
+            contents: `count` pages of each memory, as `copy` returns them.
+
+        Raises:
+            ValueError: the first thing that is not as it should be; a layer may carry something else by now.
         """
         like = _find(self.like, Tensor)
-        stores = [pool for store in self._stores for pool in store]
-        given = [part for parts in contents for part in parts]
         if len(recurrent) != len(like) or [len(parts) for parts in contents] != [len(store) for store in self._stores]:
-            return False
-        pairs = [(x, tuple(wanted.shape), wanted.dtype) for x, wanted in zip(recurrent, like, strict=True)]
-        pairs += [(x, (count, *pool.shape[1:]), pool.dtype) for x, pool in zip(given, stores, strict=True)]
-        return all(
-            x.dtype == dtype
-            and x.dim() == len(shape)
-            and all(got == size or not size for got, size in zip(x.shape, shape, strict=True))  # a peer's cache grows
-            and not (dtype == torch.uint8 and x.numel() and int(x.max()) >= CODES)
-            for x, shape, dtype in pairs
-        )
+            raise ValueError("there are more or fewer tensors than this model carries")
+        for got, wanted in zip(recurrent, like, strict=True):
+            _check(got, tuple(wanted.shape), wanted.dtype, length)
+        for parts, store in zip(contents, self._stores, strict=True):
+            for got, pool in zip(parts, store, strict=True):
+                _check(got, (count, *pool.shape[1:]), pool.dtype, length)
 
     def stash(self, row: Row, *, portable: bool = False) -> Stash:
         """A copy of a row's state outside the pages, on the CPU: what the model itself would carry.
@@ -203,15 +201,7 @@ class StatePool:
             tensors = zip(like.pages, value.pages, strict=True) if kind is Memory else [(like, value)]
             for wanted, got in tensors:
                 shape = (1, length, *wanted.shape[2:]) if kind is Memory else tuple(wanted.shape)
-                grown = tuple(size or length for size in shape)  # a peer's cache grows from nothing
-                if tuple(got.shape) not in (shape, grown) or got.dtype != wanted.dtype:
-                    raise ValueError(
-                        f"a tensor is {tuple(got.shape)} of {got.dtype}, expected {shape} of {wanted.dtype}"
-                    )
-                if got.is_floating_point() and not bool(got.isfinite().all()):
-                    raise ValueError("a tensor holds a number that is not finite")
-                if got.dtype == torch.uint8 and int(got.max()) >= CODES:
-                    raise ValueError(f"a code is {int(got.max())}, expected less than {CODES}")
+                _check(got, shape, wanted.dtype, length)
             return value
 
         return _rebuild(self.like, part)
@@ -257,6 +247,17 @@ class StatePool:
             return Memory.empty(1, *(pool[0, 0] for pool in store))
         pages = PagedMemory(store, torch.tensor([row.pages], device=self.device), length).read()
         return Memory(pages, length, length.clone())
+
+
+def _check(got: Tensor, shape: tuple[int, ...], dtype: torch.dtype, length: int) -> None:
+    """Raises ValueError for a tensor from outside that kernels cannot rely on."""
+    grown = tuple(size or length for size in shape)  # a peer's cache grows from nothing
+    if tuple(got.shape) not in (shape, grown) or got.dtype != dtype:
+        raise ValueError(f"a tensor is {tuple(got.shape)} of {got.dtype}, expected {shape} of {dtype}")
+    if got.is_floating_point() and not bool(got.isfinite().all()):
+        raise ValueError("a tensor holds a number that is not finite")
+    if got.dtype == torch.uint8 and got.numel() and int(got.max()) >= CODES:
+        raise ValueError(f"a code is {int(got.max())}, expected less than {CODES}")
 
 
 def _visit(like: State, state: State, part: Callable[[type, Any], Any]) -> None:

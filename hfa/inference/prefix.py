@@ -237,14 +237,16 @@ class PrefixTree:
         count = self.every // size if size else 0
         if count > self._pool.pages.num_free:
             return None, "no room"
-        if not self._pool.fits(stored.recurrent, stored.pages, count):
-            log.warning("A checkpoint in %s is of another layout and is removed", self._folder.path)
+        position = parent.position + self.every if parent else self.every
+        try:
+            self._pool.check(stored.recurrent, stored.pages, count, position)
+        except ValueError as error:
+            log.warning("A checkpoint in %s does not fit and is removed: %s", self._folder.path, error)
             self._folder.remove(key)
             return None, miss
         pages = self._pool.pages.take(count)
         try:
             self._pool.paste(pages, stored.pages)
-            position = parent.position + self.every if parent else self.every
             recurrent = [x.to(self._pool.device) for x in stored.recurrent]
             node = self._add(key, position, parent, recurrent, pages)
         finally:

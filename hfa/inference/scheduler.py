@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from hfa.errors import RequestError
-from hfa.inference.pages import PagePool
+from hfa.inference.pages import PagePool, pages_of
 from hfa.inference.request import FinishReason
 from hfa.inference.row import Row
 from hfa.inference.sequence import Sequence
@@ -55,7 +55,7 @@ class Limits(NamedTuple):
 
     def pages(self, length: int) -> int:
         """Pages of `length` tokens."""
-        return -(-length // self.page_size) if self.page_size else 0
+        return pages_of(length, self.page_size)
 
 
 class Scheduler:

@@ -18,7 +18,7 @@ from hfa.inference.session import Sessions
 
 log = logging.getLogger(__name__)
 
-MIB = 2**20
+_MIB = 2**20
 
 
 class States:
@@ -56,12 +56,12 @@ class States:
         self._runner, self._pool, self._name, self._wake = runner, runner.pool, name, wake
         folder = None
         if checkpoint_dir and checkpoint_every:
-            folder = CheckpointFolder(Path(checkpoint_dir).expanduser(), origin(), checkpoint_disk_mib * MIB)
-        self.prefixes = PrefixTree(self._pool, checkpoint_every, checkpoint_budget_mib * MIB, folder)
+            folder = CheckpointFolder(Path(checkpoint_dir).expanduser(), origin(), checkpoint_disk_mib * _MIB)
+        self.prefixes = PrefixTree(self._pool, checkpoint_every, checkpoint_budget_mib * _MIB, folder)
         self.sessions = Sessions(
-            self._pool, self.prefixes, max_sessions, session_budget_mib * MIB, origin, self.reclaim
+            self._pool, self.prefixes, max_sessions, session_budget_mib * _MIB, origin, self.reclaim
         )
-        self._swap_budget = swap_budget_mib * MIB
+        self._swap_budget = swap_budget_mib * _MIB
         self.swapped_bytes = 0  # of sequences that are set aside
 
     def begin(self, sequence: Sequence) -> Row:

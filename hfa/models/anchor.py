@@ -50,7 +50,7 @@ class AnchorSettings(FlowSettings):
     leaf_size: PositiveInt  # tokens looked at in a leaf
     num_ranked: PositiveInt  # of all those, the nearest by code are ranked by their keys; the best are read
     read_all: NonNegativeInt  # tokens of a training example up to which all are read: what is never read is not learnt
-    cross_batch: NonNegativeInt  # examples beside it in the batch that one reads in training as what came before it
+    cross_batch: NonNegativeInt = 0  # examples of the batch that one reads in training, too; artifacts may be older
     logit_scale: PositiveFloat  # of the sharpest head's attention at the start; learnt from there
     logn_length: PositiveInt  # tokens of context from which it grows as their logarithm
 
@@ -95,7 +95,7 @@ class Anchor(Mixer):
     as a content-addressed copy. Training reads all of an example that is short enough (`read_all`): an association
     that the index cannot find yet is never read, and what is never read gets no gradient. There, the tokens of
     `cross_batch` other examples can stand before each: keys learn to be told from those of contexts that are longer
-    than any that is trained on (Focused Transformer, arXiv 2307.03170, section 3.2).
+    than any that is trained on (Focused Transformer, arXiv 2307.03170, section 3).
     """
 
     decodes: ClassVar[bool] = True  # whether one kernel makes a step of the layer

@@ -95,16 +95,14 @@ class Loader:
         except HFAError as error:
             self._wrong = error
             if self._said.get(name) != str(error):
-                there = "goes on as it is" if name in self._loaded else "is not served from here"
-                log.warning("%s %s: %s", name, there, error)
+                log.warning("%s %s: %s", name, self._fate(name), error)
             self._said[name] = str(error)
             return None
         except Exception as error:
             self._wrong = error
             self._seen.pop(name, None)  # what failed may be the machine, which is asked again
             if self._said.get(name) != str(error):
-                there = "goes on as it is" if name in self._loaded else "is not served"
-                log.exception("%s %s: loading it failed", name, there)
+                log.exception("%s %s: loading it failed", name, self._fate(name))
             self._said[name] = str(error)
             return None
         self._loaded.add(name)
@@ -112,6 +110,10 @@ class Loader:
         role = ", the default" if name == self._asked[0] else ""
         log.info("%s: %s parameters on %s%s, from %s", name, f"{size:,}", device, role, artifact.path)
         return Served(engine, artifact.tokenizer, artifact.path)
+
+    def _fate(self, name: str) -> str:
+        """What becomes of a model that could not be loaded."""
+        return "goes on as it is" if name in self._loaded else "is not served from here"
 
     def _source(self, name: str) -> Source:
         path = checkpoint.resolve(self._specs().get(name, self._spec), architecture=name, root=self._root)
