@@ -93,6 +93,7 @@ class Source(Protocol):
     kind: Literal["text", "recall"]
     seq_len: int
     vocab_size: int  # the ids of its examples are below it
+    fingerprint: str  # of the documents it takes its text from, if any: other documents, other examples
 
     def example(self, index: int, split: Split) -> Example: ...
 

@@ -24,6 +24,7 @@ from hfa import checkpoint
 from hfa.errors import HFAError
 from hfa.training.loggers import read_metrics
 from hfa.training.provenance import processor
+from hfa.training.resume import OPEN_ENDED
 
 REPO = Path(__file__).parents[2]
 OUTPUTS = REPO / "outputs"
@@ -168,11 +169,15 @@ def _time(record: Record) -> datetime:
 
 
 def different(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
-    """What decides a training and has another value now, as dotted keys; what there was not then is left out."""
+    """What decides a training and has another value now, as dotted keys.
+
+    What there was not then is left out, but where users add keys: newer code has more settings of its own.
+    """
     found = []
-    for name in old if key else [name for name in old if name in _DECIDING]:
+    fresh = [name for name in new if name not in old] if key.startswith(OPEN_ENDED) else []
+    for name in [*old, *fresh] if key else [name for name in old if name in _DECIDING]:
         path = f"{key}.{name}" if key else name
-        before, now = old[name], new.get(name)
+        before, now = old.get(name), new.get(name)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             found += different(before, now, path)
         elif before != now and path not in _FREE:

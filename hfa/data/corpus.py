@@ -46,6 +46,10 @@ class Corpus:
         if len(self.tokens) != self.offsets[-1] or len(self.digests) + 1 != len(self.offsets):
             raise DataError(f"{folder}: the cached corpus is torn; delete this folder.")
 
+    def fingerprint(self) -> str:
+        """A short hash of the documents, in their order; the same with every tokenizer and in every folder."""
+        return hashlib.blake2b(self.digests.astype("<u8").tobytes(), digest_size=8).hexdigest()
+
     def __reduce__(self) -> tuple[type[Corpus], tuple[Path, int]]:
         return Corpus, (self._folder, self._vocab_size)
 
@@ -90,10 +94,14 @@ def split_documents(
 ) -> dict[Split, np.ndarray]:
     """Assign each document to one split, by its text alone: equal documents stay together.
 
+    Each text has a place between 0 and 1, and what lies below `val_fraction` is held out as val, what follows below
+    their sum as test: where it stays when other documents come or go. Only a split that would have none takes the
+    document whose place comes next.
+
     Args:
         digests: uint64 [documents].
         seed: another seed, another choice.
-        val_fraction: of the distinct documents, rounded up.
+        val_fraction: of the distinct documents, about; one at least, if it is not 0.
         test_fraction: likewise.
 
     Returns:
@@ -104,15 +112,16 @@ def split_documents(
     """
     distinct, inverse = np.unique(digests, return_inverse=True)
     key = np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
-    rank = np.argsort(np.argsort(_mixed(distinct ^ key)))
-    held_out = np.ceil(np.array([val_fraction, test_fraction]) * len(distinct)).astype(int)
-    if held_out.sum() >= len(distinct):
+    place = _mixed(distinct ^ key) / 2.0**64
+    val = max(np.count_nonzero(place < val_fraction), val_fraction > 0)
+    held_out = max(np.count_nonzero(place < val_fraction + test_fraction), val + (test_fraction > 0))
+    if held_out >= len(distinct):
         raise DataError(
-            f"{len(distinct)} distinct documents leave none to train on when {held_out[0]} are held out as val and "
-            f"{held_out[1]} as test; add documents, or set max_document_chars lower, so that a long one is several."
+            f"{len(distinct)} distinct documents leave none to train on when {val} are held out as val and "
+            f"{held_out - val} as test; add documents, or set max_document_chars lower, so that a long one is several."
         )
-    bounds = np.cumsum(held_out)
-    choice = np.where(rank < bounds[0], 1, np.where(rank < bounds[1], 2, 0))[inverse]
+    rank = np.argsort(np.argsort(place))
+    choice = np.where(rank < val, 1, np.where(rank < held_out, 2, 0))[inverse]
     return {split: np.flatnonzero(choice == i) for i, split in enumerate(SPLITS)}
 
 

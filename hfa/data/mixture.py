@@ -72,6 +72,7 @@ class Mixture:
         self.name, self.seq_len = settings.name, settings.seq_len
         self.kind: Literal["text", "recall"] = "text" if any(p.kind == "text" for p in parts.values()) else "recall"
         self.vocab_size = max(part.vocab_size for part in parts.values())
+        self.fingerprint = " ".join(sorted({part.fingerprint for part in parts.values()} - {""}))
         self._settings, self._parts = settings, dict(parts)
         self._weights = np.array([settings.weights[name] for name in self._parts])
         places = np.repeat(np.arange(len(parts)), self._weights)

@@ -23,7 +23,7 @@ from hfa.training.loggers import MetricsCSV, RunInfo, media
 from hfa.training.module import LMModule
 from hfa.training.randomness import seed_everything
 from hfa.training.record import recorded
-from hfa.training.resume import Resumed, find_resumed
+from hfa.training.resume import Resumed, find_resumed, material
 from hfa.training.settings import Settings, TrainSettings, read_settings
 from hfa.training.trainer import rank
 from hfa.types import Source, Tokenizer
@@ -52,6 +52,8 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
     with recorded(run_dir, cfg) as record:
         resumed = find_resumed(settings.resume, cfg) if settings.resume else None
         tokenizer, source = build_data(settings)
+        if resumed:
+            resumed.check(tokenizer, source)
         model = build_model(settings, tokenizer, source)
         telemetry = Telemetry(settings.trainer.log_every_n_steps)
         with started_loggers(settings, cfg, run_dir, resumed) as loggers:
@@ -126,6 +128,7 @@ def build_module(settings: TrainSettings, model: LanguageModel, tokenizer: Token
         model,
         kinds={name: part.kind for name, part in source.parts().items()},
         byte_lengths=byte_lengths,
+        material=material(tokenizer, source),
         optimizer=settings.optimizer,
         scheduler=settings.scheduler,
         max_steps=settings.trainer.max_steps,

@@ -33,6 +33,7 @@ class LMModule(L.LightningModule):
         model: what is trained; under ``module.model`` it stays the plain model, whatever wraps it.
         kinds: name of each source to ``text`` or ``recall``, in the order that `Batch.source` counts.
         byte_lengths: bytes of text per token id, int64 [vocab_size].
+        material: fingerprints of what it is trained with, for who goes on from a checkpoint.
         optimizer: its config.
         scheduler: its config.
         max_steps: optimizer steps of the whole run.
@@ -47,6 +48,7 @@ class LMModule(L.LightningModule):
         *,
         kinds: Mapping[str, str],
         byte_lengths: Tensor,
+        material: Mapping[str, str],
         optimizer: OptimizerConfig,
         scheduler: SchedulerConfig,
         max_steps: int,
@@ -57,7 +59,7 @@ class LMModule(L.LightningModule):
         super().__init__()
         self.model = model
         self.kinds = dict(kinds)
-        self.byte_lengths = byte_lengths
+        self.byte_lengths, self.material = byte_lengths, dict(material)
         self.optimizer_config, self.scheduler_config, self.max_steps = optimizer, scheduler, max_steps
         self.loss_average, self.depth_bins = loss_average, depth_bins
         self.recall = Recall(depth_bins)  # what the newest validation found
@@ -144,6 +146,7 @@ class LMModule(L.LightningModule):
             "tokens_seen": self.tokens_seen,
             "window": self._over_processes(self.meter("train").sums).cpu(),
             "random": self._from_all(state),
+            "material": self.material,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,9 @@ import torch
 
 from hfa.errors import CheckpointError, ConfigError, first_line
 from hfa.training.record import read_config
+from hfa.types import Source, Tokenizer
+
+log = logging.getLogger(__name__)
 
 # What a run may have otherwise than the one it goes on from: where it runs, how long, and what is shown of it.
 _FREE = {
@@ -20,6 +24,9 @@ _FREE = {
     *(f"trainer.{key}" for key in ("max_steps", "val_check_interval", "log_every_n_steps", "deterministic")),
 }
 
+# What users add keys to: below these, one that the run did not have was added on purpose.
+OPEN_ENDED = ("data", "model.settings", "model.sizes")
+
 
 class Resumed(NamedTuple):
     """What a run goes on from."""
@@ -27,6 +34,27 @@ class Resumed(NamedTuple):
     checkpoint: Path
     run_dir: Path
     step: int
+    material: Mapping[str, str]  # as :func:`material` gives it; empty in one of before it was kept
+
+    def check(self, tokenizer: Tokenizer, source: Source) -> None:
+        """Refuse to go on with other texts or ids: the weights would mean something else, and not say so.
+
+        Raises:
+            CheckpointError: the data or the tokenizer is not what the run was trained with.
+        """
+        if not self.material:
+            log.warning("%s does not say which documents it is of; they are not compared", self.checkpoint)
+        for what, now in material(tokenizer, source).items():
+            if (before := self.material.get(what, now)) != now:
+                raise CheckpointError(
+                    f"resume={self.run_dir}: the {what} of its data were {before or 'none'} and are {now or 'none'} now "
+                    f"(fingerprints); put the documents back as they were, or leave out resume to train anew."
+                )
+
+
+def material(tokenizer: Tokenizer, source: Source) -> dict[str, str]:
+    """What the configuration names and does not hold, as fingerprints: ``documents``, and ``tokens`` made of them."""
+    return {"documents": source.fingerprint, "tokens": tokenizer.fingerprint()}
 
 
 def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
@@ -43,8 +71,9 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     path = _newest(Path(cfg["output_dir"]) / cfg["name"]) if spec == "latest" else _inside_run(Path(spec))
     run_dir = path.parent.parent
     try:
-        step = int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError) as error:
+        held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        step, made_of = int(held["global_step"]), dict(held["hfa"].get("material", {}))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise CheckpointError(f"resume={spec}: {path} is torn or no checkpoint of train.py ({reason}).") from None
     for key, old, new in _differences(read_config(run_dir), cfg):
@@ -53,7 +82,7 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     if step >= cfg["trainer"]["max_steps"]:
         expected = f"more than the {step} steps that {run_dir} has done already"
         raise ConfigError("trainer.max_steps", cfg["trainer"]["max_steps"], expected)
-    return Resumed(path, run_dir, step)
+    return Resumed(path, run_dir, step, made_of)
 
 
 def _newest(root: Path) -> Path:
@@ -76,8 +105,9 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
     if key in _FREE:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        fresh = (name for name in new if name not in old) if key == "data" or key.startswith("data.") else ()
-        for name in (*old, *fresh):  # code that is newer than the run may know more settings; data is what it was
+        open_ended = key.startswith(OPEN_ENDED)
+        fresh = (name for name in new if name not in old) if open_ended else ()
+        for name in (*old, *fresh):  # code that is newer than the run may know more settings of its own
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield key, old, new

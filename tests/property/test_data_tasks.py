@@ -114,6 +114,7 @@ class Counting:
     kind = "text"
     seq_len = 4
     vocab_size = 2**40
+    fingerprint = ""
 
     def __init__(self, num_examples: int | None) -> None:
         self._num_examples = num_examples

@@ -52,6 +52,7 @@ class Copying:
     """
 
     kind: Literal["text", "recall"] = "recall"
+    fingerprint = ""
 
     def __init__(self, settings: CopyingConfig) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, settings.vocab_size

@@ -54,6 +54,7 @@ class Crowding:
     """
 
     kind: Literal["text", "recall"] = "recall"
+    fingerprint = ""
 
     def __init__(self, settings: CrowdingConfig) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, settings.vocab_size

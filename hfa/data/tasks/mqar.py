@@ -71,6 +71,7 @@ class MQAR:
     """
 
     kind: Literal["text", "recall"] = "recall"
+    fingerprint = ""
 
     def __init__(self, settings: MQARConfig) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, settings.vocab_size

@@ -55,6 +55,7 @@ class MultiValue:
     """
 
     kind: Literal["text", "recall"] = "recall"
+    fingerprint = ""
 
     def __init__(self, settings: MultiValueConfig) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, settings.vocab_size

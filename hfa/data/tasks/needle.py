@@ -89,6 +89,7 @@ class Needle:
     def __init__(self, settings: NeedleConfig, tokenizer: Tokenizer, haystack: TextSource | None) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, tokenizer.vocab_size
         self._settings, self._tokenizer, self._haystack = settings, tokenizer, haystack
+        self.fingerprint = haystack.fingerprint if haystack else ""
         self._question, _, end = settings.template.partition("{value}")
         self._end = self._encode(end)
         self._lines = Lines(tokenizer)

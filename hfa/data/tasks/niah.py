@@ -107,6 +107,7 @@ class NIAH(Ruler):
     def __init__(self, settings: NIAHConfig, tokenizer: Tokenizer, essay: TextSource | None) -> None:
         super().__init__(settings, tokenizer)
         self._settings, self._essay = settings, essay
+        self.fingerprint = essay.fingerprint if essay else ""
         self._lines = Lines(tokenizer)
         mapped = draw_pairs(np.random.default_rng(settings.mapping_seed), 2 * settings.num_aliases)
         self._known, self._aliases = mapped[: settings.num_aliases], mapped[settings.num_aliases :]

@@ -56,6 +56,7 @@ class Passkey:
     """
 
     kind: Literal["text", "recall"] = "recall"
+    fingerprint = ""
 
     def __init__(self, settings: PasskeyConfig) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, settings.vocab_size

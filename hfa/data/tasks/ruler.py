@@ -83,6 +83,7 @@ class Ruler(ABC):
     """
 
     kind: Literal["text", "recall"] = "recall"
+    fingerprint = ""
 
     def __init__(self, settings: SourceConfig, tokenizer: Tokenizer) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, tokenizer.vocab_size

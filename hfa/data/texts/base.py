@@ -75,6 +75,7 @@ class TextSource:
     def __init__(self, settings: TextConfig, corpus: Corpus, tokenizer: Tokenizer) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, tokenizer.vocab_size
         self._settings, self._corpus, self._tokenizer = settings, corpus, tokenizer
+        self.fingerprint = corpus.fingerprint()
         self._split = settings.assign(corpus.digests)
         self._streams = {
             split: self._stream(split, tokenizer.end_of_text, settings.seed if split == "train" else None)

@@ -100,7 +100,7 @@ class Checkpoints(L.Callback):
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        facts = provenance(self._around.cfg, step=trainer.global_step, metrics=metrics)
+        facts = provenance(self._around.cfg, step=trainer.global_step, metrics=metrics, material=pl_module.material)
         model = _whole(trainer, pl_module.model, fresh)
         for name in names:
             copy = self.folder / f".{name}.ckpt"

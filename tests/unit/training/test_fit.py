@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -187,11 +188,30 @@ def test_what_cannot_be_resumed(composed: Compose, tmp_path: Path) -> None:
         train(composed("optimizer.lr=0.5", f"resume={old}"), tmp_path / "d")
     with pytest.raises(ConfigError, match=r"seed: got 1, expected 0 as in .*old"):
         train(composed("seed=1", f"resume={old}"), tmp_path / "f")
+    with pytest.raises(ConfigError, match=r"data.sources.text.suffixes"):
+        train(composed("data.sources.text.suffixes=[.txt]", f"resume={old}"), tmp_path / "g")
     torn = old / "checkpoints" / "last.ckpt"
     torn.write_bytes(torn.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"last.ckpt is torn"):
         train(composed(f"resume={torn}"), tmp_path / "e")
     assert json.loads((tmp_path / "e" / "run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("tokenizer", [["tokenizer=bpe", "tokenizer.vocab_size=300", "model.vocab_size=300"], []])
+def test_other_documents_are_not_gone_on_with(
+    tokenizer: list[str], composed: Compose, tmp_path: Path, texts: Path
+) -> None:
+    """A trained tokenizer would give ids of another meaning to the same weights; a stream would be another."""
+    old, texts = tmp_path / "old", shutil.copytree(texts, tmp_path / "texts")
+    cfg = composed(*tokenizer, "trainer.max_steps=4", f"data.sources.text.paths=[{texts}]")
+    train(cfg, old)
+    assert checkpoint.load(old / "checkpoints" / "last").provenance["material"]["documents"]
+    further = {**cfg, "resume": str(old), "trainer": {**cfg["trainer"], "max_steps": 6}}
+    (texts / "new.txt").write_text("what was not there before\n" * 50)
+    with pytest.raises(CheckpointError, match=r"the documents of its data were [0-9a-f]{16} and are [0-9a-f]{16} now"):
+        train(further, tmp_path / "other")
+    (texts / "new.txt").unlink()
+    assert train(further, tmp_path / "same")["step"] == 6
 
 
 def test_a_run_directory_is_one_process_s(composed: Compose, tmp_path: Path) -> None:
