@@ -113,8 +113,8 @@ def split_documents(
     distinct, inverse = np.unique(digests, return_inverse=True)
     key = np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
     place = _mixed(distinct ^ key) / 2.0**64
-    val = max(np.count_nonzero(place < val_fraction), val_fraction > 0)
-    held_out = max(np.count_nonzero(place < val_fraction + test_fraction), val + (test_fraction > 0))
+    val = max(int(np.sum(place < val_fraction)), int(val_fraction > 0))
+    held_out = max(int(np.sum(place < val_fraction + test_fraction)), val + int(test_fraction > 0))
     if held_out >= len(distinct):
         raise DataError(
             f"{len(distinct)} distinct documents leave none to train on when {val} are held out as val and "

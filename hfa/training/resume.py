@@ -46,10 +46,9 @@ class Resumed(NamedTuple):
             log.warning("%s does not say which documents it is of; they are not compared", self.checkpoint)
         for what, now in material(tokenizer, source).items():
             if (before := self.material.get(what, now)) != now:
-                raise CheckpointError(
-                    f"resume={self.run_dir}: the {what} of its data were {before or 'none'} and are {now or 'none'} now "
-                    f"(fingerprints); put the documents back as they were, or leave out resume to train anew."
-                )
+                changed = f"the {what} of its data were {before or 'none'} and are {now or 'none'} now (fingerprints)"
+                remedy = "put the documents back as they were, or leave out resume to train anew"
+                raise CheckpointError(f"resume={self.run_dir}: {changed}; {remedy}.")
 
 
 def material(tokenizer: Tokenizer, source: Source) -> dict[str, str]:
