@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from hfa.config import MAX_SEED
 from hfa.errors import ConfigError
 from hfa.mistakes import sentence
 
@@ -25,6 +26,13 @@ def at_least(key: str, values: Sequence[float], least: float) -> None:
     for value in values:
         if not value >= least:
             raise ConfigError(key, value, f"at least {least:g}")
+
+
+def check_seeds(seeds: Sequence[int], key: str = "--seeds") -> None:
+    """Raises ConfigError unless train.py takes each of them."""
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise ConfigError(key, seed, f"a whole number from 0 to {MAX_SEED}")
 
 
 def leave(main: Callable[[], int], interrupted: str = "Interrupted; what was finished is kept.") -> NoReturn:

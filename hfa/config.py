@@ -36,6 +36,8 @@ PositiveFloat = Annotated[float, annotated_types.Gt(0)]
 NonNegativeFloat = Annotated[float, annotated_types.Ge(0)]
 Fraction = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]
 
+MAX_SEED = 2**31 - 1  # of a run; numpy's generators take some more
+
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound="Config")
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from rich.console import Console
 
-from experiments.entry import leave
+from experiments.entry import check_seeds, leave
 from hfa.errors import ConfigError, HFAError
 from hfa.training.provenance import processor
 
@@ -140,6 +140,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for key in ("repeats", "threads", "limit_s", "cell_s"):
         if getattr(options, key) <= 0:
             raise ConfigError(f"--{key.replace('_', '-')}", getattr(options, key), "more than 0")
+    check_seeds([options.seed], "--seed")
     for path in options.plot or []:
         if not _is_results(path):
             raise ConfigError("--plot", str(path), "a JSON file that a run wrote")

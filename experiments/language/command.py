@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from experiments.entry import at_least, program
+from experiments.entry import at_least, check_seeds, program
 from experiments.language.ledger import Ledger
 from experiments.language.report import draw, draw_recall, table, written
 from experiments.language.study import OUTPUTS, Study, console
@@ -87,8 +87,8 @@ def parse(arguments: Sequence[str] | None, description: str | None, variants: Se
     parser.add_argument("--record", action="store_true", help="keep results beside the study, not under outputs/")
     parser.add_argument("--results", type=Path, help="keep results in this folder")
     asked = parser.parse_args(arguments)
-    at_least("--lrs", asked.lrs, 0)
-    at_least("--seeds", asked.seeds, 0)
+    at_least("--lrs", asked.lrs, 1e-9)
+    check_seeds(asked.seeds)
     return asked
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from experiments.lines import append_line, read_lines
 
 Kind = Literal["training", "evaluation"]
 Record = dict[str, Any]
@@ -25,11 +25,7 @@ class Ledger:
 
     def append(self, record: Record) -> None:
         """Add a line, whole and by itself, whoever else adds one; numbers that are not finite become null."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(_finite(record), allow_nan=False) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(line)
+        append_line(self.path, _finite(record))
 
     def find(self, kind: Kind, variant: str, overrides: list[str]) -> Record | None:
         """The run of `variant` with exactly these overrides."""
@@ -38,13 +34,7 @@ class Ledger:
 
     def read(self, kind: Kind, variant: str | None = None) -> Iterator[Record]:
         """All runs of a kind, oldest first."""
-        if not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            lines = file.read().splitlines()
-        for line in lines:
-            record: Record = json.loads(line)
+        for record in read_lines(self.path):
             if record["kind"] == kind and variant in (None, record["variant"]):
                 yield record
 

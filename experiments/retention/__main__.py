@@ -9,11 +9,12 @@ import argparse
 import json
 from pathlib import Path
 
-from experiments.entry import at_least, leave, program
+from experiments.entry import at_least, check_seeds, leave, program
 from experiments.retention.ledger import Ledger
 from experiments.retention.plan import LENGTHS, MILLION
 from experiments.retention.report import draw, table
 from experiments.retention.study import OUTPUTS, console, estimate, measure, threads, train, training_record
+from hfa.errors import ConfigError
 from hfa.training.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,15 +27,17 @@ def main(arguments: list[str] | None = None) -> int:
     folder = asked.results or (RESULTS if asked.record else OUTPUTS / "results")
     ledger = Ledger(folder / "cells.jsonl")
     threads(asked.threads)
+    overrides = (*(QUICK if asked.quick else ()), *asked.overrides)
+    if asked.threads is not None:
+        overrides = (f"trainer.threads={asked.threads}", *overrides)
     if asked.seeds or asked.estimate:  # before a training, for what does not fit is known here
-        console.print(estimate(asked.lengths, len(asked.seeds), quick=asked.quick))
+        console.print(estimate(asked.lengths, len(asked.seeds), overrides, quick=asked.quick))
     if asked.estimate:
         return 0
     trainings = folder / "training.json"
     for seed in asked.seeds:
-        overrides = (*(QUICK if asked.quick else ()), *asked.overrides)
         artifact = asked.checkpoint or train(seed, overrides, quick=asked.quick)
-        measure(seed, artifact, asked.lengths, ledger, quick=asked.quick)
+        measure(seed, artifact, asked.lengths, ledger, overrides, quick=asked.quick)
         if not asked.checkpoint:
             runs = json.loads(trainings.read_text(encoding="utf-8")) if trainings.exists() else {}
             runs = dict(sorted((runs | {f"seed{seed}": training_record(artifact)}).items()))
@@ -65,7 +68,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--overrides", nargs="*", default=[], help="of train.py, e.g. model.window=64")
     asked = parser.parse_args(arguments)
     at_least("--lengths", asked.lengths, 1)
-    at_least("--seeds", asked.seeds, 0)
+    at_least("--threads", [] if asked.threads is None else [asked.threads], 1)
+    check_seeds(asked.seeds)
+    if asked.checkpoint and asked.overrides:
+        expected = "none beside --checkpoint, which is trained already"
+        raise ConfigError("--overrides", " ".join(asked.overrides), expected, "leave one of them out")
     return asked
 
 

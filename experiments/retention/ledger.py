@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.lines import append_line, read_lines
 from hfa.metrics.recall import Recall
 
 
@@ -21,19 +21,16 @@ class Ledger:
         self.path = path
 
     def append(self, record: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path, record)
 
     def has(self, **key: Any) -> bool:
         """Whether a cell with these values was measured."""
         return any(key.items() <= record.items() for record in self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         newest: dict[int, dict[Any, dict[str, Any]]] = {}
         weights = {}
-        for record in map(json.loads, lines):
+        for record in read_lines(self.path):
             seed = record["seed"]
             if weights.setdefault(seed, record["weights"]) != record["weights"]:
                 weights[seed], newest[seed] = record["weights"], {}

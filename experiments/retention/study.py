@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,14 @@ def finished(artifact: Path, cfg: Mapping[str, Any]) -> bool:
     return bool(there["step"] == cfg["trainer"]["max_steps"])
 
 
-def measure(seed: int, artifact: Path, lengths: list[int], ledger: Ledger, *, quick: bool) -> None:
+def measure(
+    seed: int, artifact: Path, lengths: list[int], ledger: Ledger, overrides: Sequence[str] = (), *, quick: bool
+) -> None:
     """Measure every cell of one seed that the ledger lacks."""
     loaded = checkpoint.load(artifact)
     weights = checkpoint.read_config(artifact)["weights"]["sha256"][:16]
-    tasks = sources(settings_of(f"seed={seed}"), loaded.tokenizer)
-    there = provenance(composed(EXPERIMENT, [f"seed={seed}"]))
+    tasks = sources(settings_of(f"seed={seed}", *overrides), loaded.tokenizer)
+    there = provenance(composed(EXPERIMENT, [f"seed={seed}", *overrides]))
     del there["config"]
     for cell in cells(tasks, lengths, quick=quick):
         key = {"seed": seed, "task": cell.task, "length": cell.length, "examples": cell.examples, "weights": weights}
@@ -100,9 +102,9 @@ def training_record(artifact: Path) -> dict[str, Any]:
     return run
 
 
-def estimate(lengths: list[int], seeds: int, *, quick: bool) -> str:
+def estimate(lengths: list[int], seeds: int, overrides: Sequence[str] = (), *, quick: bool) -> str:
     """How much there is to do."""
-    settings = settings_of()
+    settings = settings_of(*overrides)
     tokenizer = settings.tokenizer.build(settings.data.documents, settings.cache)
     planned = list(cells(sources(settings, tokenizer), lengths, quick=quick))
     trained = settings.trainer.max_steps * settings.loader.batch_size * settings.data.seq_len

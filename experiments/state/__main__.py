@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from experiments.entry import at_least, leave, program
+from experiments.entry import at_least, check_seeds, leave, program
 from experiments.language.ledger import Ledger, Record
 from experiments.language.study import OUTPUTS, cpu
 from experiments.state.report import draw, table, trained
@@ -74,8 +74,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     asked = parser.parse_args(arguments)
     at_least("--floats", asked.floats, 1)
     at_least("--steps", [asked.steps], 1)
-    at_least("--lrs", asked.lrs, 0)
-    at_least("--seeds", asked.seeds, 0)
+    at_least("--lrs", asked.lrs, 1e-9)
+    check_seeds(asked.seeds)
     return asked
 
 

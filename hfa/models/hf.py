@@ -41,6 +41,7 @@ Size = Literal[
 
 _TRITON = ("fla", "mamba_ssm", "causal_conv1d", "xlstm", "mlstm_kernels", "kernels")
 _CACHES = ("cache_params", "past_key_values", "state")  # what the package calls a cache, in one model or another
+_POSITIONS = ("wpe", "position")  # what the package calls a table of them, which has an end
 _LINEAR = "linear_attention"  # what the package calls a layer with a recurrent state
 
 
@@ -137,6 +138,8 @@ class HFModel(LanguageModel):
         types = set(getattr(body.config, "layer_types", None) or ())
         unmasked = self._takes_positions and types == {_LINEAR}
         self._no_masks = dict.fromkeys((_LINEAR, "full_attention")) if unmasked else None
+        tables = (path for path, module in body.named_modules() if isinstance(module, nn.Embedding))
+        self._learnt_positions = any(word in path for path in tables for word in _POSITIONS)
         self._shell: Shell | None = None
         self._one_by_one = False
 
@@ -159,13 +162,25 @@ class HFModel(LanguageModel):
             more["position_ids"] = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         return more
 
+    def check_reach(self, length: int) -> None:
+        """Refuse contexts that go beyond a table of learnt positions, as GPT-2's.
+
+        Raises:
+            ConfigError: its ``max_seq_len`` is below `length`.
+        """
+        if self._learnt_positions and length > self.config.max_seq_len:
+            expected = f"at least {length}, the tokens of this context: the model has a learnt vector for each position"
+            raise ConfigError("model.max_seq_len", self.config.max_seq_len, expected, "or give it shorter contexts")
+
     def hidden(self, tokens: Tensor, state: State | None = None, last: int | None = None) -> tuple[Tensor, State]:
         if self.training and state is None:
+            self.check_reach(tokens.shape[1])
             out = self.body(input_ids=tokens, use_cache=False, **self.positions(tokens, 0))
             return out.last_hidden_state[:, -(last or 0) :], None
         if state is not None:
             check_rows(len(tokens), state)
         start = 0 if state is None else _one_length(state.length)
+        self.check_reach(start + tokens.shape[1])
         cache = None if state is None or not start else self.shell.unpack(state.tensors, start)
         if start and self._one_by_one:
             parts = []

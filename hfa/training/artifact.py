@@ -33,6 +33,7 @@ def load_artifact(
     target = str(cfg["model"]["_target_"]).rpartition(".")[2]
     named = {kind.__name__: name for name, kind in architectures().items()}.get(target) if "model" in keys else None
     artifact = checkpoint.load(_folder(settings, named), device)
+    artifact.model.float()  # as a miner computes, whatever it was trained in
     _check_model(artifact, cfg["model"], named, keys)
     trained = (artifact.provenance.get("config") or {}).get("tokenizer")
     for key in keys:

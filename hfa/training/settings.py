@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hfa.config import Config, Name, NonNegativeInt, PositiveInt, config, from_mapping
+from hfa.config import MAX_SEED, Config, Name, NonNegativeInt, PositiveInt, config, from_mapping
 from hfa.data.source import SourceConfig
 from hfa.data.tokenizers import TokenizerConfig
 from hfa.errors import ConfigError
@@ -20,7 +20,6 @@ from hfa.training.scheduler import SchedulerConfig
 from hfa.training.trainer import TrainerConfig
 
 _S = TypeVar("_S", bound="Settings")
-_MAX_SEED = 2**31 - 1  # numpy's generators take some more
 
 
 @config
@@ -95,8 +94,8 @@ def read_settings(cfg: Mapping[str, Any], kind: type[_S]) -> _S:
         ConfigError: an unknown or missing key, a wrong type, a broken constraint.
     """
     seed = cfg.get("seed", 0)  # before the parts that copy it and would be named in its place
-    if type(seed) is not int or not 0 <= seed <= _MAX_SEED:
-        raise ConfigError("seed", seed, f"a whole number from 0 to {_MAX_SEED}")
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise ConfigError("seed", seed, f"a whole number from 0 to {MAX_SEED}")
     known = {field.name for each in (TrainSettings, EvaluationSettings) for field in dataclasses.fields(each)}
     mine = {field.name for field in dataclasses.fields(kind)}
     return from_mapping(kind, {key: value for key, value in cfg.items() if key in mine or key not in known}, "")

@@ -26,6 +26,8 @@ _CHATTER = (
     "`isinstance.treespec, LeafSpec.` is deprecated",
 )
 
+_THREADS = torch.get_num_threads()  # torch's own choice, which an earlier run of a sweep may have changed
+
 
 def rank() -> int:
     """Which of the processes of a run this is; known before the trainer is built."""
@@ -97,8 +99,7 @@ class TrainerConfig(Config):
         Raises:
             ConfigError: this machine lacks the accelerator or the devices.
         """
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads or _THREADS)
         quieten()
         _ = self.num_devices
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -49,6 +51,7 @@ class Telemetry(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
+        forget_memory()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
@@ -91,9 +94,21 @@ class Telemetry(L.Callback):
             logger.log_metrics(dict(row), trainer.global_step)
 
 
+def forget_memory() -> None:
+    """Let :func:`memory_mib` count from here, if the system can: an earlier run of a sweep may have held more."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def memory_mib() -> float:
-    """The most memory this process has held so far: of the GPU if it uses one, else of the machine."""
+    """The most memory that this process has held, of the GPU if it uses one, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")  # which can be reset; what getrusage says cannot
+    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.entry import at_least, leave
+from experiments.entry import at_least, check_seeds, leave
 from hfa.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[3]
@@ -59,5 +59,8 @@ def test_help_runs_nothing_and_says_how_it_was_called(name: str, tmp_path: Path)
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_an_option_below_what_it_can_be_is_named(value: float) -> None:
     at_least("--lrs", [1e-3, 0.0], 0)
+    check_seeds([0, 2**31 - 1])
+    with pytest.raises(ConfigError, match=r"--seeds: got 12345678901234567890, expected a whole number from 0 to "):
+        check_seeds([12345678901234567890])
     with pytest.raises(ConfigError, match=rf"--lrs: got {value}, expected at least 0\."):
         at_least("--lrs", [1e-3, value], 0)

@@ -23,6 +23,7 @@ from experiments.language.variant import Variant
 from experiments.ruler import __main__ as ruler
 from hfa.errors import HFAError
 from hfa.metrics.bits import LossByPosition
+from hfa.training.resume import _differences
 
 LENGTHS = (64, 128)
 
@@ -74,6 +75,14 @@ def test_parameters_are_equal(main: Any, tmp_path: Path) -> None:
     peers = {name for name, variant in main.VARIANTS.items() if any("=hf/" in each for each in variant.overrides)}
     sizes = {name: study.size(name) for name in main.VARIANTS if there or name not in peers}
     assert max(sizes.values()) < 1.01 * min(sizes.values()), sizes
+
+
+@pytest.mark.parametrize("differences", [different, lambda old, new: [key for key, *_ in _differences(old, new)]])
+def test_a_setting_that_was_added_where_users_add_them_is_another_run(differences: Any) -> None:
+    old = {"model": {"d_model": 8, "settings": {}, "sizes": {"a": "d_ff"}}, "data": {}, "trainer": {}}
+    new = {"model": {"d_model": 8, "newer": 0, "settings": {"b": 1}, "sizes": {"a": "d_ff"}}, "data": {}, "trainer": {}}
+    assert differences(old, new) == ["model.settings.b"]
+    assert differences(new, {**old, "model": old["model"] | {"newer": 0}}) == ["model.settings.b"]
 
 
 def test_sweep_goes_on_until_the_best_is_inside(study: Study) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from experiments.language.variant import composed
+from experiments.retention.__main__ import parse
 from experiments.retention.ledger import Ledger
 from experiments.retention.plan import MILLION, Cell, cells, settings_of, sources
 from experiments.retention.report import draw, table
@@ -15,7 +16,7 @@ from experiments.retention.study import finished
 from hfa import checkpoint
 from hfa.config import from_node
 from hfa.data.tokenizers.byte import ByteTokenizer
-from hfa.errors import HFAError
+from hfa.errors import ConfigError, HFAError
 from hfa.metrics.recall import Recall
 from hfa.metrics.retention import Kept
 from hfa.models import ModelConfig
@@ -94,3 +95,16 @@ def test_the_newest_line_of_a_cell_counts_and_the_table_pools_the_seeds(tmp_path
     assert ledger.recall().at("task", 4).share("answer").value == 0.5
     assert "| task | 50.00 (0; 100) 2 |" in table(ledger)
     assert all(path.stat().st_size > 5_000 for path in draw(ledger, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threads", "0"], r"--threads: got 0, expected at least 1"),
+        (["--seeds", "-1"], r"--seeds: got -1, expected a whole number from 0"),
+        (["--checkpoint", "x", "--overrides", "model.window=64"], r"--overrides: got 'model.window=64', expected none"),
+    ],
+)
+def test_what_cannot_be_asked_for(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(words)

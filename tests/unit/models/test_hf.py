@@ -200,3 +200,20 @@ def test_any_causal_model_by_its_config(name: str) -> None:
         parts.append(logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-4, rtol=0)
     assert model._one_by_one == (name == "mamba")  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def test_a_context_beyond_a_table_of_positions_is_refused() -> None:
+    node = OmegaConf.load(CONF.parent / "hf.yaml")
+    sizes = {key: value for key, value in node.sizes.items() if key not in MISSING["gpt2"]}
+    model = build("../hf", architecture="gpt2", sizes=sizes, max_seq_len=8)
+    _, state = model(some_tokens(1, 8))
+    refused = pytest.raises(ConfigError, match=r"model.max_seq_len: got 8, expected at least 9, the tokens of this")
+    with refused:
+        model(some_tokens(1, 9))
+    with refused:
+        model(some_tokens(1, 1), state)
+    with refused, torch.enable_grad():
+        model.train()(some_tokens(1, 9))
+    rotary = build("llama", max_seq_len=8)
+    assert rotary(some_tokens(1, 9))[0].shape == (1, 9, 61)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hfa import checkpoint
 from hfa.errors import ConfigError
@@ -67,3 +68,12 @@ def test_what_the_checkpoint_is_not_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         loaded(f"checkpoint={tmp_path / 'outputs/hfa/checkpoints/best'}", override)
+
+
+def test_weights_of_half_the_precision_are_computed_with_in_full(
+    loaded: Callable[..., checkpoint.Artifact], tmp_path: Path
+) -> None:
+    there = loaded("checkpoint=best", "model=hfa")
+    folder = tmp_path / "outputs" / "half" / "checkpoints" / "best"
+    checkpoint.save(folder, model=there.model.bfloat16(), tokenizer=there.tokenizer, provenance={})
+    assert {weight.dtype for weight in loaded(f"checkpoint={folder}").model.parameters()} == {torch.float32}
