@@ -14,7 +14,7 @@ from hfa.config import NonNegativeInt, PositiveFloat, PositiveInt, config
 from hfa.errors import ConfigError
 from hfa.models.base import Mixer
 from hfa.models.flow import FlowSettings
-from hfa.models.index import CODES, GROUPS, Index, IndexState, Tries
+from hfa.models.index import CODES, GROUPS, Index, Tries
 from hfa.models.memory import Memory
 from hfa.models.pages import PagedMemory
 from hfa.models.state import num_bytes
@@ -81,7 +81,7 @@ class AnchorState(NamedTuple):
     """What an anchor layer carries."""
 
     memory: Memory | PagedMemory  # keys [.., G, K], values [.., G, V] and codes [.., GROUPS] of every token
-    lookup: IndexState
+    tries: Tries | tuple[Tries, ...]  # in the engine those of each row, of different sizes
     query_tail: Tensor  # [B, conv_width - 1, H K]
     key_tail: Tensor  # [B, conv_width - 1, G K]
 
@@ -124,7 +124,7 @@ class Anchor(Mixer):
         sharpest = math.log(settings.logit_scale)
         self.log_scale = nn.Parameter(torch.linspace(sharpest, sharpest - math.log(_SCALES), heads))
         self.out = Linear(width, width, bias=False)
-        self.index = Index(width, memory_width)
+        self.index = Index(memory_width)
         self.index_loss: Tensor | None = None  # of the last call in training
         self.on_read: Callable[..., None] | None = None  # see hfa.models.audit
         self.match_init()
@@ -150,7 +150,7 @@ class Anchor(Mixer):
         page = weight.new_empty(self.num_kv_heads, self.head_dim)
         memory = Memory.empty(batch_size, page, page, weight.new_empty(GROUPS, dtype=torch.uint8))
         tails = self.query_conv.init_state(batch_size), self.key_conv.init_state(batch_size)
-        return AnchorState(memory, self.index.init_state(batch_size), *tails)
+        return AnchorState(memory, Tries.empty(batch_size, weight.device), *tails)
 
     def state_bytes(self, seq_len: int) -> int:
         pages = 2 * self.num_kv_heads * self.head_dim * self.key.weight.element_size() + GROUPS
@@ -171,25 +171,29 @@ class Anchor(Mixer):
                 return y[:, None], after
         asks = min(last or x.shape[1], x.shape[1])  # queries, the last tokens of
         start = state.memory.length + x.shape[1] - asks
-        query, query_tail = self.query_conv.of_last(x, self.query, state.query_tail, asks)
-        key, key_tail = self.key_conv(self.key(x), state.key_tail)
+        query_x = self.query(x[:, -asks - self.query_conv.width + 1 :])  # of these, and of what they look back at
+        key_x = self.key(x)
+        query, query_tail = self.query_conv(query_x, state.query_tail)
+        key, key_tail = self.key_conv(key_x, state.key_tail)
+        query = query[:, -asks:]
         seen = start[:, None] + torch.arange(1, asks + 1, device=start.device)  # tokens, [B, A]
         growth = (seen.double().log() / math.log(self.logn_length)).clamp(min=1.0)
         scale = growth.to(query.dtype)[..., None, None] * self.log_scale.exp()[:, None]
         q = l2_norm(query.unflatten(-1, (self.num_heads, self.head_dim))) * scale
         k = l2_norm(key.unflatten(-1, (self.num_kv_heads, self.head_dim)))
         v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim)).to(k.dtype)  # autocast keeps norms
-        ranking = q.detach().unflatten(2, (self.num_kv_heads, -1)).sum(3).flatten(2)  # all heads choose together
-        asked, described, lookup = self.index(x.detach(), ranking, k.detach().flatten(2), state.lookup)
+        ranking = self._together(q.detach())
+        asks_for, told_by = self._described(query_x, key_x, state, asks)
+        asked, described = torch.cat([*asks_for, ranking], -1), torch.cat([*told_by, k.detach().flatten(2)], -1)
         if isinstance(state.memory, PagedMemory):
             pages = state.memory.append(k, v, self.index.codes(described))
-            read, indexes = self._read_in_pages(q.transpose(1, 2), asked, ranking, pages, start, lookup)
-            lookup = lookup._replace(tries=indexes)
-            return self.out(read.transpose(1, 2).flatten(2)), AnchorState(pages, lookup, query_tail, key_tail)
+            assert not isinstance(state.tries, Tries)
+            read, indexes = self._read_in_pages(q.transpose(1, 2), asked, ranking, pages, start, state.tries)
+            return self.out(read.transpose(1, 2).flatten(2)), AnchorState(pages, indexes, query_tail, key_tail)
         memory = state.memory.append(k, v, self.index.codes(described))
         learns = self.training and torch.is_grad_enabled()
         self.index_loss = self.index.loss(asked, described, q, k) if learns else None
-        tries, q = lookup.tries, q.transpose(1, 2)
+        tries, q = state.tries, q.transpose(1, 2)
         read_all = max(self.search.window + self.search.block_size, self.read_all if learns else 0)
         if memory.capacity == x.shape[1] <= read_all and not self.on_read:
             if learns and self.cross_batch:
@@ -204,7 +208,7 @@ class Anchor(Mixer):
             read = self._read(q, memory, chosen, start)
             if self.on_read:
                 self.on_read(start, chosen[:, None], near_from, touched, q.transpose(1, 2), asked, memory, tries)
-        state = AnchorState(memory, lookup._replace(tries=tries), query_tail, key_tail)
+        state = AnchorState(memory, tries, query_tail, key_tail)
         return self.out(read.transpose(1, 2).flatten(2)), state
 
     @property
@@ -212,13 +216,14 @@ class Anchor(Mixer):
         return self.decodes and not self.on_read and suits(*self._weights()[:-1]) and not self.head_dim % WIDTH
 
     def step(self, x: Tensor, state: AnchorState, lengths: Sequence[int]) -> tuple[Tensor, AnchorState]:
-        lookup, starts = state.lookup, state.memory.length.tolist()
+        starts = state.memory.length.tolist()
         ends = [start + length for start, length in zip(starts, lengths, strict=True)]
         memory: Memory | PagedMemory
         tries: Tries | tuple[Tries, ...]
         if isinstance(state.memory, PagedMemory):
             memory = state.memory._replace(length=torch.tensor(ends))
-            tries = self._roomy_for(lookup, ends)
+            assert not isinstance(state.tries, Tries)
+            tries = self._roomy_for(state.tries, ends)
             k, v, codes = (pool.flatten(0, 1) for pool in memory.pools)
             shift = memory.pools[0].shape[1].bit_length() - 1
             rows = [
@@ -229,38 +234,53 @@ class Anchor(Mixer):
             if len(set(lengths)) > 1:
                 raise ValueError(f"lengths {list(lengths)} of rows whose memory is no pages: there, all grow alike")
             memory = state.memory.extended(lengths[0])
-            assert isinstance(lookup.tries, Tries)
-            tries = self._prepared(lookup.tries, memory, state.memory)
+            assert isinstance(state.tries, Tries)
+            tries = self._prepared(state.tries, memory, state.memory)
             rows = [Row(*parts) for parts in zip(*memory.pages, *tries, starts, strict=True)]
         y, after = anchor_step(x, self._tails(state), rows, lengths, self._weights(), self.search, self.logn_length)
-        return y, AnchorState(memory, IndexState(after[2], after[3], tries), after[0], after[1])
+        return y, AnchorState(memory, tries, *after)
 
     @staticmethod
-    def _tails(state: AnchorState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return state.query_tail, state.key_tail, state.lookup.query_tail, state.lookup.key_tail
+    def _tails(state: AnchorState) -> tuple[Tensor, Tensor]:
+        return state.query_tail, state.key_tail
 
     def _weights(self) -> AnchorWeights:
-        index = self.index
-        token_book, before_book, memory_book = index.codebooks
+        token_book, before_book, memory_book = self.index.codebooks
         return AnchorWeights(
             self.query.weight,
             self.key.weight,
             self.value.weight,
-            index.query.weight,
-            index.key.weight,
             self.out.weight,
             self.query_conv.weight,
             self.key_conv.weight,
-            index.query_conv.weight,
-            index.key_conv.weight,
             token_book,
             before_book,
             memory_book,
             self.log_scale,
         )
 
+    def _described(
+        self, query_x: Tensor, key_x: Tensor, state: AnchorState, asks: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The last token of each query and the one before it, and those before each key, as they are projected."""
+        heads = (self.num_heads, self.head_dim)
+        queries = torch.cat([state.query_tail.to(query_x.dtype), query_x], 1).detach().unflatten(-1, heads)
+        keys = torch.cat([state.key_tail.to(key_x.dtype), key_x], 1).detach()
+        most = self.query_conv.width - 1  # attention itself looks back no further
+        backs = [(min(back, max(0, most - 1)), min(back + 1, most)) for back in (0, 1)]
+        queries = self._together(queries)
+        return (
+            [queries[:, queries.shape[1] - asks - back : queries.shape[1] - back] for back, _ in backs],
+            [keys[:, keys.shape[1] - key_x.shape[1] - back : keys.shape[1] - back] for _, back in backs],
+        )
+
+    def _together(self, x: Tensor) -> Tensor:
+        """[B, T, H, K] to [B, T, G K]: all heads of a key-value head choose together."""
+        summed: Tensor = x.unflatten(2, (self.num_kv_heads, -1)).sum(3)
+        return summed.flatten(2)
+
     def _read_in_pages(
-        self, q: Tensor, asked: Tensor, ranking: Tensor, memory: PagedMemory, start: Tensor, lookup: IndexState
+        self, q: Tensor, asked: Tensor, ranking: Tensor, memory: PagedMemory, start: Tensor, tries: tuple[Tries, ...]
     ) -> tuple[Tensor, tuple[Tries, ...]]:
         """[B, H, T, K] to [B, H, T, V], of rows that each have tries of their own, which are returned with room."""
         if not _in_place(q):
@@ -268,10 +288,9 @@ class Anchor(Mixer):
             chosen, _ = retrieve_exactly(ranking, keys.flatten(2), start, self.search)
             window, block_size = self.search.window, self.search.block_size
             read = gathered_anchor_read(q, keys, values, chosen, start, window=window, block_size=block_size)
-            assert not isinstance(lookup.tries, Tries)
-            return read, lookup.tries
+            return read, tries
         ends = (start + q.shape[2]).tolist()
-        indexes = self._roomy_for(lookup, ends)
+        indexes = self._roomy_for(tries, ends)
         k, v, codes = memory.pools
         chosen = self._nothing(asked)
         if self.search.num_retrieved and max(ends) > self.search.window:
@@ -285,11 +304,9 @@ class Anchor(Mixer):
         ]
         return torch.cat(pieces), indexes
 
-    def _roomy_for(self, lookup: IndexState, lengths: list[int]) -> tuple[Tries, ...]:
+    def _roomy_for(self, tries: tuple[Tries, ...], lengths: list[int]) -> tuple[Tries, ...]:
         """The tries of the engine's rows, with room for so many tokens and, where they have to move, some more."""
-        indexes = lookup.tries
-        assert not isinstance(indexes, Tries)
-        return tuple(self._roomy(tries, length) for tries, length in zip(indexes, lengths, strict=True))
+        return tuple(self._roomy(own, length) for own, length in zip(tries, lengths, strict=True))
 
     def _roomy(self, tries: Tries, length: int) -> Tries:
         wanted = self._room(length)

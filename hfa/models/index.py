@@ -9,16 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfa.nn.conv import ShortConv
-from hfa.nn.linear import Linear
 from hfa.nn.norm import rms_norm
 from hfa.ops.index import CHUNK, TOGETHER, log_agreement
 
 GROUPS = 16  # codes of a token
 _SHARES = (TOGETHER, 4, 8)  # of them describe the last token, the one before it, and what attention compares
 CODES = 64  # values of a code
-_WIDTH = 64  # features of a token
-_TAPS = 3  # of the index's own convolutions: they reach two tokens back
 
 _WEIGHT = 0.01  # of the loss: nothing to Adam, as only the index learns from it, but to the norm that is clipped
 _SAMPLED = 2048  # queries whose attention is looked at for the loss, of which
@@ -55,76 +51,33 @@ class Tries(NamedTuple):
         return copy
 
 
-class IndexState(NamedTuple):
-    """What the projections carry, and the tries."""
-
-    query_tail: Tensor  # [B, _TAPS - 1, 2 * _WIDTH]
-    key_tail: Tensor  # like it
-    tries: Tries | tuple[Tries, ...]  # in the engine those of each row, of different sizes
-
-
 class Index(nn.Module):
     """Codes of queries and keys, so that a query shares many with the tokens that it should read.
 
-    Half of the codes quantise what attention compares, its queries and keys, and so follow whatever it learns. A
-    quarter describes the token before alone, by which a single token is found among all contexts, and a quarter the
-    one before that, by which a context is found among thousands that end alike. Queries and keys share the codebooks,
-    and `match_init` describes them alike; `loss` draws the codes of a query to those of the tokens that attention
-    gives weight to.
+    All are of what attention compares, and so follow whatever it learns. Half of the codes quantise its queries and
+    keys, which describe a context. A quarter is of the query's last token alone, as it is projected before the
+    convolution, and of the token before a key's own: by these a single token is found among all contexts. A quarter is
+    of the one before that, by which a context is found among thousands that end alike. What is learnt is where codes
+    part; `loss` draws the codes of a query to those of the tokens that attention gives weight to.
 
     Args:
-        d_model: width of the stream.
-        memory_width: width of a key, of all key-value heads together.
+        width: of a key, of all key-value heads together.
     """
 
-    def __init__(self, d_model: int, memory_width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.query = Linear(d_model, 2 * _WIDTH, bias=False)
-        self.key = Linear(d_model, 2 * _WIDTH, bias=False)
-        self.query_conv = ShortConv(2 * _WIDTH, _TAPS)
-        self.key_conv = ShortConv(2 * _WIDTH, _TAPS)
-        self.widths = (_WIDTH, _WIDTH, memory_width)
-        self.codebooks = nn.ParameterList(
-            torch.randn(width, groups * CODES) * width**-0.5 for width, groups in zip(self.widths, _SHARES, strict=True)
-        )
+        self.width = width
+        self.codebooks = nn.ParameterList(torch.randn(width, groups * CODES) * width**-0.5 for groups in _SHARES)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(4.0)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.4)))
-        self.match_init()
-        for conv in (self.query_conv, self.key_conv):  # learnt, both halves come to describe the last token
-            conv.weight.requires_grad_(False)
-
-    @torch.no_grad()
-    def match_init(self) -> None:
-        self.key.weight.copy_(self.query.weight)
-        last, before = slice(_WIDTH), slice(_WIDTH, None)
-        self.query_conv.peak((1.0,), noise=0.0, channels=last)
-        self.query_conv.peak((0.0, 1.0), noise=0.0, channels=before)
-        self.key_conv.peak((0.0, 1.0), noise=0.0, channels=last)
-        self.key_conv.peak((0.0, 0.0, 1.0), noise=0.0, channels=before)
-
-    def init_state(self, batch_size: int) -> IndexState:
-        tries = Tries.empty(batch_size, self.query.weight.device)
-        return IndexState(self.query_conv.init_state(batch_size), self.key_conv.init_state(batch_size), tries)
-
-    def forward(self, x: Tensor, q: Tensor, k: Tensor, state: IndexState) -> tuple[Tensor, Tensor, IndexState]:
-        """What queries and keys are described by.
-
-        Args:
-            x: [B, T, D].
-            q: what attention ranks by, summed over the heads of a key-value head, [B, A, G * K] of the last A tokens.
-            k: its keys, [B, T, G * K].
-            state: what came before.
-
-        Returns:
-            the features of queries, [B, A, 2 * _WIDTH + G * K], and of keys, with T in place of A; the next state.
-        """
-        query, query_tail = self.query_conv.of_last(x, self.query, state.query_tail, q.shape[1])
-        key, key_tail = self.key_conv(self.key(x), state.key_tail)
-        return torch.cat([query, q], -1), torch.cat([key, k], -1), IndexState(query_tail, key_tail, state.tries)
 
     def scores(self, features: Tensor) -> Tensor:
-        """The score of every code, [..., GROUPS, CODES]; only how they lie to each other within a group counts."""
-        parts = features.split(self.widths, -1)
+        """The score of every code, [..., GROUPS, CODES]; only how they lie to each other within a group counts.
+
+        Args:
+            features: of the last token, of the one before it, and of the context, [..., 3 * width].
+        """
+        parts = features.split(self.width, -1)
         scores = torch.cat([part @ book for part, book in zip(parts, self.codebooks, strict=True)], -1)
         by_group: Tensor = scores.unflatten(-1, (GROUPS, CODES))
         return by_group
@@ -143,7 +96,7 @@ class Index(nn.Module):
         and two codes should not say the same.
 
         Args:
-            query, key: features, from `forward`.
+            query, key: features, [B, T, 3 * width], without gradients.
             attention_query: [B, T, H, K], logit scale included; attention_key: [B, T, G, K].
         """
         length = query.shape[1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,28 +24,16 @@ class ShortConv(nn.Module):
         self.width = width
         self.weight = nn.Parameter(torch.empty(width, channels).uniform_(-0.5, 0.5))
 
-    def peak(self, taps: tuple[float, ...], noise: float = 0.2, channels: slice = slice(None)) -> None:
+    def peak(self, taps: tuple[float, ...], noise: float = 0.2) -> None:
         """Initialise around the given taps: what was drawn shrinks by `noise`, and `taps` is added."""
         with torch.no_grad():
-            self.weight[:, channels] *= noise
-            self.weight[: len(taps), channels] += torch.tensor(taps)[: self.width, None]
+            self.weight.mul_(noise)
+            self.weight[: len(taps)] += torch.tensor(taps)[: self.width, None]
 
     def init_state(self, batch_size: int) -> Tensor:
         """The tail before the first token: zeros [B, width - 1, C]."""
         shape = (batch_size, self.width - 1, self.weight.shape[1])
         return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
-
-    def of_last(
-        self, x: Tensor, project: Callable[[Tensor], Tensor], tail: Tensor, count: int
-    ) -> tuple[Tensor, Tensor]:
-        """The last `count` outputs for ``project(x)``, of which no more is computed than they need, and the tail."""
-        seen = self.width - 1
-        if x.shape[1] <= count + seen:
-            y, tail = self(project(x), tail)
-            return y[:, -count:], tail
-        projected = project(x[:, -count - seen :])
-        y, after = self(projected[:, seen:], projected[:, :seen])
-        return y, after.to(tail.dtype)
 
     def forward(
         self, x: Tensor, tail: Tensor, *, silu: bool = False, unit_heads: int = 0, head_dim: int = WIDTH

@@ -30,20 +30,16 @@ _WHOLE = torch.zeros(1, dtype=torch.long, device="cpu")  # whatever device may b
 
 
 class AnchorWeights(NamedTuple):
-    """Of an anchor layer, all contiguous. W: the width of its memory, F: features of the last tokens."""
+    """Of an anchor layer, all contiguous. W: the width of its memory."""
 
     query: Tensor  # [D, D]
     key: Tensor  # [W, D]
     value: Tensor  # [W, D]
-    index_query: Tensor  # [F, D]
-    index_key: Tensor  # [F, D]
     out: Tensor  # [D, D]
     query_conv: Tensor  # [J, D]
     key_conv: Tensor  # [J, W]
-    index_query_conv: Tensor  # [J, F]
-    index_key_conv: Tensor  # [J, F]
-    token_book: Tensor  # [F / 2, a quarter of the codes' values]
-    before_book: Tensor  # [F / 2, as many]
+    token_book: Tensor  # [W, a quarter of the codes' values]
+    before_book: Tensor  # [W, as many]
     memory_book: Tensor  # [W, half of them]
     log_scale: Tensor  # [H]
 
@@ -80,7 +76,7 @@ def anchor_step(
 
     Args:
         x: [N, D], the tokens of all rows, row after row.
-        tails: before the convolutions of query, key, index query and index key, each [B, its taps - 1, channels].
+        tails: before the convolutions of query and key, each [B, its taps - 1, channels].
         rows: B of them.
         lengths: new tokens of each row, at least 1; N together.
         search: how far to look.
@@ -91,8 +87,7 @@ def anchor_step(
     """
     x, count = x.contiguous(), len(x)
     heads, width = len(weights.log_scale), x.shape[-1]
-    memory_width, features = len(weights.key), len(weights.index_query)
-    matrices = weights[:5]
+    memory_width, matrices = len(weights.key), weights[:3]
     few = decodes(x, *matrices, weights.out)
     projected = projections(x, matrices, few)
     tails = tuple(tail.contiguous() for tail in tails)
@@ -102,12 +97,12 @@ def anchor_step(
     groups, values = rows[0].codes.shape[-1], weights.token_book.shape[1]
     table = np.repeat(np.array([_addresses(row) for row in rows], np.int64), lengths, axis=0)  # a line for each token
     table[:, _START] += np.concatenate([np.arange(length) for length in lengths])
-    scratch = x.new_empty(count * (width + memory_width + 2 * features) + memory_width + 8 * values)
+    scratch = x.new_empty(count * (width + memory_width) + 2 * memory_width + 8 * values)
     tensors = (x, *weights, *projected, *tails, *after, read, y, scratch)
     _step(
         tuple(tensor.data_ptr() for tensor in tensors), table, np.array(lengths, np.int64), few,
-        heads, width, memory_width, features, len(weights.query_conv), len(weights.index_query_conv), groups,
-        4 * values // groups, 1 / math.log(logn_length), *search,
+        heads, width, memory_width, len(weights.query_conv), groups, 4 * values // groups, 1 / math.log(logn_length),
+        *search,
     )  # fmt: skip
     if not few:
         y = product(read, weights.out)
@@ -132,15 +127,12 @@ def _at(typing_context: Any, address: Any) -> Any:
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(
     tensors: tuple[int, ...], rows: Array, lengths: Array, project: bool,
-    heads: int, width: int, memory_width: int, features: int, taps: int, index_taps: int, groups: int, codes: int,
-    growth: float, window: int, block: int, num_retrieved: int, num_trees: int, beam: int, leaf_size: int,
-    num_ranked: int, cap: float,
+    heads: int, width: int, memory_width: int, taps: int, groups: int, codes: int, growth: float, window: int,
+    block: int, num_retrieved: int, num_trees: int, beam: int, leaf_size: int, num_ranked: int, cap: float,
 ) -> None:  # fmt: skip
     (
-        x, query_w, key_w, value_w, index_query_w, index_key_w, out_w, query_conv, key_conv, index_query_conv,
-        index_key_conv, token_book, before_book, memory_book, log_scale, query_x, key_x, value, index_query_x,
-        index_key_x, query_tail, key_tail, index_query_tail, index_key_tail, query_after, key_after,
-        index_query_after, index_key_after, read, y, scratch,
+        x, query_w, key_w, value_w, out_w, query_conv, key_conv, token_book, before_book, memory_book, log_scale,
+        query_x, key_x, value, query_tail, key_tail, query_after, key_after, read, y, scratch,
     ) = tensors  # fmt: skip
     count, head_dim = len(rows), width // heads
     kv_heads = memory_width // head_dim
@@ -148,30 +140,23 @@ def _step(
         products(x, query_w, query_x, count, width, width)
         products(x, key_w, key_x, count, memory_width, width)
         products(x, value_w, value, count, memory_width, width)
-        products(x, index_query_w, index_query_x, count, features, width)
-        products(x, index_key_w, index_key_x, count, features, width)
     query = scratch  # after the convolution, as the others
     key = query + 4 * count * width
-    index_query = key + 4 * count * memory_width
-    index_key = index_query + 4 * count * features
-    ranking = index_key + 4 * count * features
+    ranking = key + 4 * count * memory_width
+    asking = ranking + 4 * memory_width
     convolve_rows(query_x, query_tail, query_conv, query, query_after, lengths, width, taps, False, heads, head_dim)
     convolve_rows(key_x, key_tail, key_conv, key, key_after, lengths, memory_width, taps, False, kv_heads, head_dim)
-    convolve_rows(
-        index_query_x, index_query_tail, index_query_conv, index_query, index_query_after,
-        lengths, features, index_taps, False, 0, WIDTH,
-    )  # fmt: skip
-    convolve_rows(
-        index_key_x, index_key_tail, index_key_conv, index_key, index_key_after,
-        lengths, features, index_taps, False, 0, WIDTH,
-    )  # fmt: skip
     half = groups // 2 * codes
-    scores = ranking + 4 * memory_width
+    scores = asking + 4 * memory_width
     asked = carray(_at(scores), (1, groups, codes), np.float32)
     described = carray(_at(scores + 8 * half), (groups, codes), np.float32)
     chosen, places = np.empty((1, num_retrieved), np.int32), np.empty((1, num_retrieved + window + block), np.int64)
     touched, norms = np.empty(1, np.int32), np.empty((heads, 1), np.float32)
+    row, at = 0, -1  # of the token
     for n in range(count):
+        at += 1
+        if at == lengths[row]:
+            row, at = row + 1, 0
         start, room = rows[n, _START], rows[n, _ROOM]
         q, k, v = query + 4 * n * width, key + 4 * n * memory_width, value + 4 * n * memory_width
         keys, values = rows[n, _KEYS], rows[n, _VALUES]
@@ -181,18 +166,18 @@ def _step(
         for c in range(0, memory_width, WIDTH):
             store(keys, here * memory_width + c, load(k, c))
             store(values, here * memory_width + c, load(v, c))
-            store(ranking, c, splat(0.0))
         grown = max(1.0, math.log(start + 1) * growth)
         for h in range(heads):
             scale = splat(math.exp(first(one(log_scale, h))) * grown)
-            group = h // (heads // kv_heads) * head_dim
             for c in range(0, head_dim, WIDTH):
                 store(q, h * head_dim + c, load(q, h * head_dim + c) * scale)
-                store(ranking, group + c, load(ranking, group + c) + load(q, h * head_dim + c))
-        last_query, last_key = index_query + 4 * n * features, index_key + 4 * n * features
-        before_query, before_key = last_query + 2 * features, last_key + 2 * features
-        _score(last_query, last_key, token_book, scores, scores + 8 * half, features // 2, half // 2)
-        _score(before_query, before_key, before_book, scores + 2 * half, scores + 10 * half, features // 2, half // 2)
+        for back, book in ((0, token_book), (1, before_book)):
+            last = _earlier(query_x, query_tail, n, row, at, min(back, max(0, taps - 2)), width, taps)
+            before = _earlier(key_x, key_tail, n, row, at, min(back + 1, taps - 1), memory_width, taps)
+            _together(last, asking, heads, kv_heads, head_dim)
+            asked_by, described_by = scores + 2 * back * half, scores + (8 + 2 * back) * half
+            _score(asking, before, book, asked_by, described_by, memory_width, half // 2)
+        _together(q, ranking, heads, kv_heads, head_dim)
         _score(ranking, k, memory_book, scores + 4 * half, scores + 12 * half, memory_width, half)
         for group in range(groups):
             stored[here, group] = np.argmax(described[group])
@@ -212,13 +197,32 @@ def _step(
         for position in range(near, start + 1):
             places[0, found] = place(pages, bits, position)
             found += 1
-        row = read + 4 * n * width
+        y_n = read + 4 * n * width
         for c in range(0, width, WIDTH):
-            store(row, c, splat(0.0))
+            store(y_n, c, splat(0.0))
         norms[:] = np.float32(EMPTY)
-        join_vectors(q, keys, values, row, places[:, :found], norms, kv_heads, head_dim)
+        join_vectors(q, keys, values, y_n, places[:, :found], norms, kv_heads, head_dim)
     if project:
         products(read, out_w, y, count, width, width)
+
+
+@njit(nogil=True, inline="always")
+def _earlier(x: int, tail: int, n: int, row: int, at: int, back: int, width: int, taps: int) -> int:
+    """The projection of the token that many before the n-th, which is the `at`-th of its row."""
+    if back <= at:
+        return x + 4 * (n - back) * width
+    return tail + 4 * ((row + 1) * (taps - 1) + at - back) * width
+
+
+@njit(nogil=True, error_model="numpy")
+def _together(x: int, y: int, heads: int, kv_heads: int, head_dim: int) -> None:
+    """Add up what the heads of each key-value head ask for."""
+    for c in range(0, kv_heads * head_dim, WIDTH):
+        store(y, c, splat(0.0))
+    for h in range(heads):
+        group = h // (heads // kv_heads) * head_dim
+        for c in range(0, head_dim, WIDTH):
+            store(y, group + c, load(y, group + c) + load(x, h * head_dim + c))
 
 
 @njit(nogil=True, error_model="numpy")

@@ -14,7 +14,6 @@ from hfa.config import from_node
 from hfa.errors import ConfigError
 from hfa.models import LanguageModel, ModelConfig
 from hfa.models.anchor import Anchor
-from hfa.models.index import GROUPS
 
 CONF = Path(__file__).parents[3] / "conf" / "model" / "hfa.yaml"
 SMALL = {
@@ -48,14 +47,21 @@ def test_a_length_without_a_logarithm_is_refused() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("conv_width", [1, 4])
-def test_the_index_describes_a_token_by_the_two_before_it_whatever_the_convolutions_of_attention(
-    conv_width: int,
+@pytest.mark.parametrize(("conv_width", "looks_back"), [(1, 0), (2, 1), (3, 1), (4, 1)])
+@pytest.mark.parametrize("asks", [9, 5, 3])
+def test_codes_describe_the_token_before_a_key_and_the_one_before_that(
+    conv_width: int, looks_back: int, asks: int
 ) -> None:
+    """So far as attention looks back, and a query by the present token: equal contexts have equal codes."""
     [anchor] = [part for part in build(conv_width=conv_width).modules() if isinstance(part, Anchor)]
-    x, q, k = (torch.randn(1, 9, 32 // shrunk, generator=torch.Generator().manual_seed(shrunk)) for shrunk in (1, 2, 2))
-    asked, described, _ = anchor.index(x, q, k, anchor.index.init_state(1))
-    contexts = slice(GROUPS // 2)  # the codes of the last token and of the one before it
-    asking, described = (anchor.index.codes(part)[0, :, contexts] for part in (asked, described))
-    assert torch.equal(asking[1:-1], described[2:])
-    assert len(asking.unique(dim=0)) > 2
+    x = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(0))
+    anchor.query.weight.copy_(anchor.key.weight.repeat(len(anchor.query.weight) // len(anchor.key.weight), 1))
+    _, state = anchor(x[:, :4], anchor.init_state(1))
+    query_x = anchor.query(x[:, 4:][:, -asks - conv_width + 1 :])
+    asked, described = anchor._described(query_x, anchor.key(x[:, 4:]), state, min(asks, 5))
+    for query, key in zip(asked, described, strict=True):
+        key, query = key[:, -min(asks, 5) :], query / (anchor.num_heads // anchor.num_kv_heads)
+        there = key[:, looks_back:]
+        torch.testing.assert_close(query[:, : there.shape[1]], there)
+    two = conv_width > 2
+    assert torch.equal(described[0], described[1]) != two
