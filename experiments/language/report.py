@@ -47,6 +47,13 @@ def table(study: Study) -> str:
             f"{statistics.mean(run['metrics']['tokens_per_s'] for run in runs):,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    tested: dict[str, set[str]] = {}
+    for run in evaluations:
+        title = study.variants[run["variant"]].title
+        tested.setdefault(run.get("documents", "not kept"), set()).add(title)
+    if len(tested) > 1:  # the rows are not on equal terms
+        groups = "; ".join(f"{documents}: {', '.join(sorted(titles))}" for documents, titles in tested.items())
+        lines += ["", f"Tested on different documents (fingerprints): {groups}."]
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ from hfa import checkpoint
 from hfa.errors import HFAError
 from hfa.training.loggers import read_metrics
 from hfa.training.provenance import processor
-from hfa.training.resume import OPEN_ENDED
+from hfa.training.resume import differences
 
 REPO = Path(__file__).parents[2]
 OUTPUTS = REPO / "outputs"
@@ -168,21 +168,10 @@ def _time(record: Record) -> datetime:
     return datetime.fromisoformat(record["date"])
 
 
-def different(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
-    """What decides a training and has another value now, as dotted keys.
-
-    What there was not then is left out, but where users add keys: newer code has more settings of its own.
-    """
-    found = []
-    fresh = [name for name in new if name not in old] if key.startswith(OPEN_ENDED) else []
-    for name in [*old, *fresh] if key else [name for name in old if name in _DECIDING]:
-        path = f"{key}.{name}" if key else name
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            found += different(before, now, path)
-        elif before != now and path not in _FREE:
-            found.append(path)
-    return found
+def different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What decides a training and has another value now, as dotted keys."""
+    deciding = {name: value for name, value in old.items() if name in _DECIDING}
+    return [key for key, *_ in differences(deciding, new, _FREE)]
 
 
 def chosen(lr: float, seed: int) -> tuple[str, str]:

@@ -46,10 +46,6 @@ class Corpus:
         if len(self.tokens) != self.offsets[-1] or len(self.digests) + 1 != len(self.offsets):
             raise DataError(f"{folder}: the cached corpus is torn; delete this folder.")
 
-    def fingerprint(self) -> str:
-        """A short hash of the documents, in their order; the same with every tokenizer and in every folder."""
-        return hashlib.blake2b(self.digests.astype("<u8").tobytes(), digest_size=8).hexdigest()
-
     def __reduce__(self) -> tuple[type[Corpus], tuple[Path, int]]:
         return Corpus, (self._folder, self._vocab_size)
 

@@ -155,7 +155,7 @@ def _evaluate(
         report = {
             "checkpoint": str(folder),
             "training": artifact.provenance,
-            **provenance(cfg),
+            **provenance(cfg, documents=source.fingerprint),
             **found.to_json(),
         }
         path = run_dir / "evaluation.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ _FREE = {
 }
 
 # What users add keys to: below these, one that the run did not have was added on purpose.
-OPEN_ENDED = ("data", "model.settings", "model.sizes")
+_OPEN_ENDED = ("data", "model.settings", "model.sizes")
 
 
 class Resumed(NamedTuple):
@@ -75,7 +75,7 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise CheckpointError(f"resume={spec}: {path} is torn or no checkpoint of train.py ({reason}).") from None
-    for key, old, new in _differences(read_config(run_dir), cfg):
+    for key, old, new in differences(read_config(run_dir), cfg, _FREE):
         remedy = f"set {key}={old} again, or leave out resume to train anew"
         raise ConfigError(key, new, f"{old!r} as in {run_dir}", remedy)
     if step >= cfg["trainer"]["max_steps"]:
@@ -99,14 +99,16 @@ def _inside_run(path: Path) -> Path:
     return found
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, old and new value of what matters and is not the same."""
-    if key in _FREE:
+def differences(old: Any, new: Any, free: Collection[str], key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of what is not the same in two configurations, but for the keys in `free`.
+
+    What the old one lacks is left out, since code that is newer may know more settings, except where users add keys.
+    """
+    if key in free:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        open_ended = key.startswith(OPEN_ENDED)
-        fresh = (name for name in new if name not in old) if open_ended else ()
-        for name in (*old, *fresh):  # code that is newer than the run may know more settings of its own
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        fresh = (name for name in new if name not in old) if key.startswith(_OPEN_ENDED) else ()
+        for name in (*old, *fresh):
+            yield from differences(old.get(name), new.get(name), free, f"{key}.{name}" if key else name)
     elif old != new:
         yield key, old, new

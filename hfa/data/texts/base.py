@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +58,14 @@ class TextConfig(SourceConfig):
         return (text for text in self.read() if text)
 
 
+def fingerprint(splits: Iterable[np.ndarray]) -> str:
+    """A short hash of which documents are in which split, uint64 [documents] each; the same with every tokenizer."""
+    digests = hashlib.blake2b(digest_size=8)
+    for documents in splits:
+        digests.update(hashlib.blake2b(documents.astype("<u8").tobytes()).digest())
+    return digests.hexdigest()
+
+
 class TextSource:
     """Windows of `seq_len` tokens over documents, each token of train the label of exactly one position in an epoch.
 
@@ -75,8 +84,8 @@ class TextSource:
     def __init__(self, settings: TextConfig, corpus: Corpus, tokenizer: Tokenizer) -> None:
         self.name, self.seq_len, self.vocab_size = settings.name, settings.seq_len, tokenizer.vocab_size
         self._settings, self._corpus, self._tokenizer = settings, corpus, tokenizer
-        self.fingerprint = corpus.fingerprint()
         self._split = settings.assign(corpus.digests)
+        self.fingerprint = fingerprint(corpus.digests[documents] for documents in self._split.values())
         self._streams = {
             split: self._stream(split, tokenizer.end_of_text, settings.seed if split == "train" else None)
             for split in SPLITS

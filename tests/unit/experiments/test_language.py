@@ -23,7 +23,6 @@ from experiments.language.variant import Variant
 from experiments.ruler import __main__ as ruler
 from hfa.errors import HFAError
 from hfa.metrics.bits import LossByPosition
-from hfa.training.resume import _differences
 
 LENGTHS = (64, 128)
 
@@ -77,12 +76,20 @@ def test_parameters_are_equal(main: Any, tmp_path: Path) -> None:
     assert max(sizes.values()) < 1.01 * min(sizes.values()), sizes
 
 
-@pytest.mark.parametrize("differences", [different, lambda old, new: [key for key, *_ in _differences(old, new)]])
-def test_a_setting_that_was_added_where_users_add_them_is_another_run(differences: Any) -> None:
+def test_a_setting_that_was_added_where_users_add_them_is_another_run() -> None:
     old = {"model": {"d_model": 8, "settings": {}, "sizes": {"a": "d_ff"}}, "data": {}, "trainer": {}}
     new = {"model": {"d_model": 8, "newer": 0, "settings": {"b": 1}, "sizes": {"a": "d_ff"}}, "data": {}, "trainer": {}}
-    assert differences(old, new) == ["model.settings.b"]
-    assert differences(new, {**old, "model": old["model"] | {"newer": 0}}) == ["model.settings.b"]
+    assert different(old, new) == ["model.settings.b"]
+    assert different(new, {**old, "model": old["model"] | {"newer": 0}}) == ["model.settings.b"]
+
+
+def test_rows_of_different_documents_say_so(study: Study) -> None:
+    study.train("plain", 0.016, 0)
+    study.evaluate("plain", 0.016, 0)
+    assert "different documents" not in table(study)
+    last = list(study.ledger.read("evaluation"))[-1]
+    study.ledger.append({**last, "documents": "12ab", "seed": 1})
+    assert "Tested on different documents (fingerprints): not kept: Plain; 12ab: Plain." in table(study)
 
 
 def test_sweep_goes_on_until_the_best_is_inside(study: Study) -> None:
