@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,27 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(_whole(file.seek(0, os.SEEK_END), path))
-        file.write(line.encode())
+        file.seek(0)
+        whole = _whole(file.read())
+        file.truncate(len(whole))
+        file.write((line if whole.endswith(b"\n") or not whole else "\n" + line).encode())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, oldest first; none when there is no file. A line without an end is not one yet."""
+    """The records of a file, oldest first; none when there is no file. The beginning of a line is not one yet."""
     if not path.exists():
         return
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         text = file.read()
-    yield from map(json.loads, text[: text.rfind(b"\n") + 1].splitlines())
+    yield from map(json.loads, _whole(text).splitlines())
 
 
-def _whole(size: int, path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
-    with path.open("rb") as file:
-        step = 1 << 16
-        for start in range(size - size % step, -1, -step):
-            file.seek(start)
-            if (end := file.read(min(step, size - start)).rfind(b"\n")) >= 0:
-                return start + end + 1
-    return 0
+def _whole(text: bytes) -> bytes:
+    """What there is without the beginning of a line; a whole one may lack its end, as editors leave it."""
+    end = text.rfind(b"\n") + 1
+    try:
+        json.loads(text[end:])
+    except ValueError:
+        return text[:end]
+    return text

@@ -98,6 +98,10 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Artifact:
     try:
         with torch.device("meta"):
             model = from_mapping(known[name], description["model"], f"{folder.name}/{_CONFIG}: model").build()
+        if strange := sorted(model.state_dict().keys() ^ weights.keys()):
+            found = f"its weights are not those of this version's {name} of these sizes ({strange[0]})"
+            remedy = "train it anew, or use the commit that its provenance names"
+            raise CheckpointError(f"{folder}: {found}; {remedy}.")
         model.load_state_dict(weights, assign=True)
     except (ConfigError, RuntimeError, TypeError, OverflowError) as error:  # of sizes beyond any machine, torch's own
         reason = first_line(error)

@@ -94,7 +94,10 @@ class Study:
         """Train a variant, or find that it was done before."""
         overrides = [*self.overrides(name), *chosen(lr, seed)]
         if done := self.ledger.find("training", name, overrides):
-            if not (changed := different(done["config"], composed(self.experiment, overrides))):
+            changed = different(done["config"], composed(self.experiment, overrides))
+            if not changed and done["parameters"] != self.size(name):  # of an architecture that is another one since
+                changed = [f"its {done['parameters']:,} parameters"]
+            if not changed:
                 return done
             console.print(f"{name}, {lr:g}, seed {seed}: made anew, since then {', '.join(changed)} have changed")
         folder = self.folder(name, lr, seed)

@@ -16,11 +16,13 @@ import torch
 from rich.console import Console
 
 from experiments.language.study import different
-from experiments.language.variant import composed
+from experiments.language.variant import composed, num_parameters
 from experiments.retention.ledger import Ledger
 from experiments.retention.plan import EXPERIMENT, cells, settings_of, sources
 from hfa import checkpoint
+from hfa.config import from_node
 from hfa.errors import HFAError
+from hfa.models import ModelConfig
 from hfa.training import evaluate_model
 from hfa.training.provenance import provenance
 
@@ -53,8 +55,12 @@ def finished(artifact: Path, cfg: Mapping[str, Any]) -> bool:
     """
     if not (artifact / "config.json").exists():
         return False
-    there = checkpoint.read_config(artifact)["provenance"]
-    if changed := different(there["config"], cfg):
+    description = checkpoint.read_config(artifact)
+    there = description["provenance"]
+    changed = different(there["config"], cfg)
+    if not changed and description["parameters"] != num_parameters(from_node(cfg["model"], "model", ModelConfig)):
+        changed = ["version of the architecture"]
+    if changed:
         raise HFAError(
             f"{artifact}: trained with another {', '.join(changed)}; move it away, or delete it to train again."
         )

@@ -91,8 +91,8 @@ def split_documents(
     """Assign each document to one split, by its text alone: equal documents stay together.
 
     Each text has a place between 0 and 1, and what lies below `val_fraction` is held out as val, what follows below
-    their sum as test: where it stays when other documents come or go. Only a split that would have none takes the
-    document whose place comes next.
+    their sum as test: where it stays when other documents come or go. Only a split that would have none takes a
+    document from beside it.
 
     Args:
         digests: uint64 [documents].
@@ -109,13 +109,16 @@ def split_documents(
     distinct, inverse = np.unique(digests, return_inverse=True)
     key = np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
     place = _mixed(distinct ^ key) / 2.0**64
-    val = max(int(np.sum(place < val_fraction)), int(val_fraction > 0))
-    held_out = max(int(np.sum(place < val_fraction + test_fraction)), val + int(test_fraction > 0))
-    if held_out >= len(distinct):
+    least_val, least_test = int(val_fraction > 0), int(test_fraction > 0)
+    if least_val + least_test >= len(distinct):
         raise DataError(
-            f"{len(distinct)} distinct documents leave none to train on when {val} are held out as val and "
-            f"{held_out - val} as test; add documents, or set max_document_chars lower, so that a long one is several."
+            f"{len(distinct)} distinct documents leave none to train on when {least_val} is held out as val and "
+            f"{least_test} as test; add documents, or set max_document_chars lower, so that a long one is several."
         )
+    val = max(int(np.sum(place < val_fraction)), least_val)
+    held_out = max(int(np.sum(place < val_fraction + test_fraction)), val + least_test)
+    held_out = min(held_out, len(distinct) - 1)
+    val = min(val, held_out - least_test)
     rank = np.argsort(np.argsort(place))
     choice = np.where(rank < val, 1, np.where(rank < held_out, 2, 0))[inverse]
     return {split: np.flatnonzero(choice == i) for i, split in enumerate(SPLITS)}

@@ -22,7 +22,7 @@ import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -42,6 +42,7 @@ Size = Literal[
 _TRITON = ("fla", "mamba_ssm", "causal_conv1d", "xlstm", "mlstm_kernels", "kernels")
 _CACHES = ("cache_params", "past_key_values", "state")  # what the package calls a cache, in one model or another
 _POSITIONS = ("wpe", "position")  # what the package calls a table of them, which has an end
+_OTHER_SENSES = ("vision", "visual", "audio", "image")  # whose positions are no tokens
 _LINEAR = "linear_attention"  # what the package calls a layer with a recurrent state
 
 
@@ -138,8 +139,7 @@ class HFModel(LanguageModel):
         types = set(getattr(body.config, "layer_types", None) or ())
         unmasked = self._takes_positions and types == {_LINEAR}
         self._no_masks = dict.fromkeys((_LINEAR, "full_attention")) if unmasked else None
-        tables = (path for path, module in body.named_modules() if isinstance(module, nn.Embedding))
-        self._learnt_positions = any(word in path for path in tables for word in _POSITIONS)
+        self._reach = min(_positions(body), default=None)
         self._shell: Shell | None = None
         self._one_by_one = False
 
@@ -166,11 +166,11 @@ class HFModel(LanguageModel):
         """Refuse contexts that go beyond a table of learnt positions, as GPT-2's.
 
         Raises:
-            ConfigError: its ``max_seq_len`` is below `length`.
+            ConfigError: it has fewer of them than `length`.
         """
-        if self._learnt_positions and length > self.config.max_seq_len:
+        if self._reach is not None and length > self._reach:
             expected = f"at least {length}, the tokens of this context: the model has a learnt vector for each position"
-            raise ConfigError("model.max_seq_len", self.config.max_seq_len, expected, "or give it shorter contexts")
+            raise ConfigError("model.max_seq_len", self._reach, expected, "or give it shorter contexts")
 
     def hidden(self, tokens: Tensor, state: State | None = None, last: int | None = None) -> tuple[Tensor, State]:
         if self.training and state is None:
@@ -291,6 +291,14 @@ def _body(settings: HFConfig) -> Any:
     if settings.architecture == "minimax" and values.get("num_local_experts") == 1:
         _without_experts(body)
     return body
+
+
+def _positions(body: Any) -> Iterator[int]:
+    """How many positions the tables of learnt ones have."""
+    for path, module in body.named_modules():
+        named = any(word in path for word in _POSITIONS) and not any(word in path for word in _OTHER_SENSES)
+        if isinstance(module, nn.Embedding) and named:
+            yield module.num_embeddings - getattr(module, "offset", 0)  # OPT's has some that are no positions
 
 
 def _check_head(model: HFModel) -> None:

@@ -24,10 +24,10 @@ class ShortConv(nn.Module):
         self.width = width
         self.weight = nn.Parameter(torch.empty(width, channels).uniform_(-0.5, 0.5))
 
-    def peak(self, taps: tuple[float, ...], noise: float = 0.2) -> None:
-        """Initialise around the given taps: what was drawn shrinks by `noise`, and `taps` is added."""
+    def peak(self, taps: tuple[float, ...]) -> None:
+        """Initialise around the given taps: what was drawn shrinks to a fifth, and `taps` is added."""
         with torch.no_grad():
-            self.weight.mul_(noise)
+            self.weight.mul_(0.2)
             self.weight[: len(taps)] += torch.tensor(taps)[: self.width, None]
 
     def init_state(self, batch_size: int) -> Tensor:

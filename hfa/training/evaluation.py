@@ -134,9 +134,23 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = (
         device = "cuda" if settings.trainer.device_kind == "gpu" else "cpu"
         artifact = load_artifact(settings, cfg, overrides, device)
         source = settings.data.build(artifact.tokenizer, settings.cache)
+        _warn_of_other_documents(artifact, cfg, source)
         with started_loggers(settings, cfg, run_dir, None) as loggers:
             record["metrics"] = _evaluate(settings, cfg, run_dir, artifact, source, loggers)
     return dict(record["metrics"])
+
+
+def _warn_of_other_documents(artifact: checkpoint.Artifact, cfg: Mapping[str, Any], source: Source) -> None:
+    """Say so when the data that a checkpoint was trained with has come to hold something else."""
+    before = (artifact.provenance.get("material") or {}).get("documents", source.fingerprint)
+    trained = (artifact.provenance.get("config") or {}).get("data") or {}
+    if before != source.fingerprint and trained.get("name") == cfg["data"].get("name"):
+        log.warning(
+            "The documents or splits of data %s are others than those that %s was trained with: "
+            "it may have been trained on some that are tested now",
+            source.name,
+            artifact.path,
+        )
 
 
 def _evaluate(

@@ -52,9 +52,9 @@ def train(cfg: Mapping[str, Any], run_dir: Path, *, interactive: bool = False) -
     with recorded(run_dir, cfg) as record:
         resumed = find_resumed(settings.resume, cfg) if settings.resume else None
         tokenizer, source = build_data(settings)
-        if resumed:
-            resumed.check(tokenizer, source)
         model = build_model(settings, tokenizer, source)
+        if resumed:
+            resumed.check(model, tokenizer, source)
         telemetry = Telemetry(settings.trainer.log_every_n_steps)
         with started_loggers(settings, cfg, run_dir, resumed) as loggers:
             around = Surroundings(cfg, run_dir, tokenizer, source, telemetry, interactive)

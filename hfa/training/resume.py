@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hfa.data import tokenizers
 from hfa.errors import CheckpointError, ConfigError, first_line
+from hfa.models import LanguageModel
 from hfa.training.record import read_config
 from hfa.types import Source, Tokenizer
 
@@ -34,21 +36,27 @@ class Resumed(NamedTuple):
     checkpoint: Path
     run_dir: Path
     step: int
-    material: Mapping[str, str]  # as :func:`material` gives it; empty in one of before it was kept
+    material: Mapping[str, str]  # as :func:`material` gives it, as far as it is known
+    weights: Mapping[str, tuple[int, ...]]  # shapes by name
 
-    def check(self, tokenizer: Tokenizer, source: Source) -> None:
-        """Refuse to go on with other texts or ids: the weights would mean something else, and not say so.
+    def check(self, model: LanguageModel, tokenizer: Tokenizer, source: Source) -> None:
+        """Refuse to go on with another architecture, other texts or other ids: the weights would mean something else.
 
         Raises:
-            CheckpointError: the data or the tokenizer is not what the run was trained with.
+            CheckpointError: model, data or tokenizer is not what the run was made with.
         """
-        if not self.material:
-            log.warning("%s does not say which documents it is of; they are not compared", self.checkpoint)
         for what, now in material(tokenizer, source).items():
-            if (before := self.material.get(what, now)) != now:
+            if what not in self.material:
+                log.warning("%s does not say of which %s it is; they are not compared", self.checkpoint, what)
+            elif (before := self.material[what]) != now:
                 changed = f"the {what} of its data were {before or 'none'} and are {now or 'none'} now (fingerprints)"
                 remedy = "put the documents back as they were, or leave out resume to train anew"
                 raise CheckpointError(f"resume={self.run_dir}: {changed}; {remedy}.")
+        wanted = {f"model.{name}": tuple(value.shape) for name, value in model.state_dict().items()}
+        if strange := sorted(dict(wanted.items() ^ self.weights.items())):
+            remedy = "train anew, or go on with the commit that its run.json names"
+            found = f"its weights are not those of this version's {model.config.name} ({strange[0]})"
+            raise CheckpointError(f"resume={self.run_dir}: {found}; {remedy}.")
 
 
 def material(tokenizer: Tokenizer, source: Source) -> dict[str, str]:
@@ -72,6 +80,7 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     try:
         held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         step, made_of = int(held["global_step"]), dict(held["hfa"].get("material", {}))
+        weights = {name: tuple(value.shape) for name, value in held["state_dict"].items()}
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise CheckpointError(f"resume={spec}: {path} is torn or no checkpoint of train.py ({reason}).") from None
@@ -81,7 +90,10 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     if step >= cfg["trainer"]["max_steps"]:
         expected = f"more than the {step} steps that {run_dir} has done already"
         raise ConfigError("trainer.max_steps", cfg["trainer"]["max_steps"], expected)
-    return Resumed(path, run_dir, step, made_of)
+    beside = path.with_suffix("") / "tokenizer.json"
+    if "tokens" not in made_of and beside.is_file():  # of before it was kept
+        made_of["tokens"] = tokenizers.load(beside).fingerprint()
+    return Resumed(path, run_dir, step, made_of, weights)
 
 
 def _newest(root: Path) -> Path:

@@ -95,7 +95,7 @@ def test_a_vector_of_another_width_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 11])
-@pytest.mark.parametrize(("heads", "kv_heads", "conv_width"), [(2, 1, 4), (4, 2, 1), (4, 4, 3)])
+@pytest.mark.parametrize(("heads", "kv_heads", "conv_width"), [(2, 1, 4), (4, 2, 1), (2, 1, 2), (4, 4, 3), (4, 2, 6)])
 def test_anchor_layer(rows: int, heads: int, kv_heads: int, conv_width: int) -> None:
     """A token at a time, by the kernel and by the operators of prefill; a state that is continued twice forks."""
     torch.manual_seed(0)

@@ -71,14 +71,16 @@ def test_packing_loses_and_repeats_nothing_within_an_epoch(documents: list[str],
 def test_no_document_is_in_two_splits(texts: list[str], seed: int, held_out: tuple[float, float]) -> None:
     digests = np.array([digest(text) for text in texts], dtype=np.uint64)
     distinct = len(set(texts))
-    try:
-        splits = split_documents(digests, seed, *held_out)
-    except DataError:
+    if distinct <= sum(fraction > 0 for fraction in held_out):
+        with pytest.raises(DataError, match="leave none to train on"):
+            split_documents(digests, seed, *held_out)
         return
+    splits = split_documents(digests, seed, *held_out)
     assert sorted(np.concatenate(list(splits.values())).tolist()) == list(range(len(texts)))
     found = {name: {texts[i] for i in members} for name, members in splits.items()}
     for split, fraction in zip(("val", "test"), held_out, strict=True):
         assert bool(found[split]) == (fraction > 0)
+    assert found["train"]
     assert sum(map(len, found.values())) == distinct
 
     order = np.random.default_rng(0).permutation(len(texts))

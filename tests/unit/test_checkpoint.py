@@ -138,6 +138,7 @@ def changed_weights(folder: Path) -> None:
         (lambda folder: rewrite(folder, architecture=["hfa"]), "is not one of"),
         (lambda folder: rewrite(folder, model={**STORED, "_target_": "os.system"}), "may name no _target_"),
         (lambda folder: rewrite(folder, model={**STORED, "d_model": 32}), "disagree"),
+        (lambda folder: rewrite(folder, model={**STORED, "num_layers": 5}), "not those of this version's"),
         (lambda folder: rewrite(folder, model={"d_model": 32}), "disagree"),
         (lambda folder: rewrite(folder, model={**STORED, "d_model": 10**30}), "disagree"),
         (lambda folder: rewrite(folder, provenance={"step": "many"}), "a step that is no number"),

@@ -96,7 +96,7 @@ class Telemetry(L.Callback):
 
 def forget_memory() -> None:
     """Let :func:`memory_mib` count from here, if the system can: an earlier run of a sweep may have held more."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # what is on the CPU starts no GPU
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hfa.data.mixture import MixtureConfig
 from hfa.data.tasks.needle import Needle, NeedleConfig
 from hfa.data.texts.files import FilesConfig
 from hfa.data.tokenizers.bpe import BPEConfig
@@ -143,3 +144,20 @@ def test_the_tightest_fit(tmp_path: Path, tokenizer: ByteTokenizer) -> None:
 def test_impossible_combinations(key: str, value: object) -> None:
     with pytest.raises(ConfigError):
         NeedleConfig(**{**VALUES, key: value})
+
+
+def test_what_reads_documents_has_their_fingerprint(
+    files_config: Make, mixture_config: Callable[..., MixtureConfig], tmp_path: Path
+) -> None:
+    """A haystack's and a mixture's, with every tokenizer; another choice of what is held out is another one."""
+    byte, text = ByteTokenizer(), files_config()
+    documents = text.build(byte, tmp_path).fingerprint
+    bpe = BPEConfig(vocab_size=300, train_bytes=10_000).build(text.documents)
+    needle = NeedleConfig(**{**VALUES, "haystack": text})
+    assert documents
+    assert {one.build(tokenizer, tmp_path).fingerprint for one in (text, needle) for tokenizer in (byte, bpe)} == {
+        documents
+    }
+    assert mixture_config().build(byte, tmp_path).fingerprint == documents
+    assert files_config(split_seed=1).build(byte, tmp_path).fingerprint != documents
+    assert NeedleConfig(**VALUES).build(byte, tmp_path).fingerprint == ""

@@ -136,6 +136,15 @@ def test_needles_are_worded_as_published(make: Make) -> None:
     assert re.fullmatch(r" [0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", answers_of(uuids)[0])
 
 
+def test_an_essay_has_the_fingerprint_of_its_documents(
+    files_config: Callable[..., FilesConfig], tmp_path: Path, make: Make
+) -> None:
+    documents = files_config().build(ByteTokenizer(), tmp_path).fingerprint
+    assert documents
+    assert make("niah_single_2", 2048).fingerprint == documents
+    assert {make(task, 2048).fingerprint for task in ("niah_single_1", "vt")} == {""}
+
+
 def test_an_essay_begins_with_a_line(files_config: Callable[..., FilesConfig], tmp_path: Path, make: Make) -> None:
     lines = [f"{i} {'and so on ' * (i % 7)}" for i in range(2000)]
     (tmp_path / "long.txt").write_text("\n".join(lines))

@@ -19,7 +19,7 @@ from experiments.language.command import follow, parse
 from experiments.language.ledger import Ledger
 from experiments.language.report import _style, draw, spread, table, written
 from experiments.language.study import MONITOR, Study, chosen, different, edited, samples
-from experiments.language.variant import Variant
+from experiments.language.variant import Variant, composed
 from experiments.ruler import __main__ as ruler
 from hfa.errors import HFAError
 from hfa.metrics.bits import LossByPosition
@@ -102,6 +102,26 @@ def test_a_run_of_other_settings_is_made_anew() -> None:
     old = {"model": {"d_model": 8, "conv_width": 4}, "trainer": {"max_steps": 5, "threads": 1}, "callbacks": {"a": 1}}
     new = {"model": {"d_model": 8, "conv_width": 1, "fresh": 2}, "trainer": {"max_steps": 5, "threads": 2}}
     assert different(old, new) == ["model.conv_width"]
+
+
+def test_a_run_of_another_version_of_an_architecture_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = {"plain": Variant(title="Plain", overrides=("model=transformer",))}
+    ledger = Ledger(tmp_path / "runs.jsonl")
+    study = Study(name="versions", experiment="language", parameters=10**6, variants=variants, ledger=ledger)
+    overrides = [*study.overrides("plain"), *chosen(0.001, 0)]
+    facts = {"kind": "training", "variant": "plain", "overrides": overrides, "config": composed("language", overrides)}
+    ledger.append({**facts, "parameters": study.size("plain")})
+    assert study.train("plain", 0.001, 0)["parameters"] == study.size("plain")
+
+    def trains(*_: str) -> float:
+        raise InterruptedError
+
+    monkeypatch.setattr("experiments.language.study.run", trains)
+    ledger.append({**facts, "parameters": study.size("plain") + 1})
+    with pytest.raises(InterruptedError):
+        study.train("plain", 0.001, 0)
 
 
 def test_a_seed_that_diverged_is_said() -> None:

@@ -27,6 +27,14 @@ def test_a_line_that_was_left_unfinished_is_none(whole: int, rest: str, tmp_path
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == whole + 1
 
 
+def test_a_whole_line_without_an_end_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')
+    assert list(read_lines(path)) == [{"a": 1}, {"a": 2}]
+    append_line(path, {"a": 3})
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
+
+
 def test_a_number_that_json_lacks_is_refused_before_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         append_line(tmp_path / "results.jsonl", {"a": float("nan")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,11 @@ def test_only_a_finished_training_of_the_same_settings_is_measured(tmp_path: Pat
         assert finished(tmp_path / "last", cfg) == (step == 7)
     with pytest.raises(HFAError, match=r"trained with another model.d_ff; move it away, or delete it"):
         finished(tmp_path / "last", cfg | {"model": cfg["model"] | {"d_ff": 1}})
+    config = tmp_path / "last" / "config.json"
+    description = json.loads(config.read_text())
+    config.write_text(json.dumps(description | {"parameters": description["parameters"] + 1}))
+    with pytest.raises(HFAError, match=r"trained with another version of the architecture; move it away"):
+        finished(tmp_path / "last", cfg)
 
 
 def test_the_newest_line_of_a_cell_counts_and_the_table_pools_the_seeds(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_length_without_a_logarithm_is_refused() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("conv_width", "looks_back"), [(1, 0), (2, 1), (3, 1), (4, 1)])
+@pytest.mark.parametrize(("conv_width", "looks_back"), [(1, 0), (2, 1), (3, 1), (4, 1), (6, 1)])
 @pytest.mark.parametrize("asks", [9, 5, 3])
 def test_codes_describe_the_token_before_a_key_and_the_one_before_that(
     conv_width: int, looks_back: int, asks: int

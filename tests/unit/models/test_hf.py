@@ -215,5 +215,9 @@ def test_a_context_beyond_a_table_of_positions_is_refused() -> None:
         model(some_tokens(1, 1), state)
     with refused, torch.enable_grad():
         model.train()(some_tokens(1, 9))
+    shorter = {**OTHERS["gpt2"], "max_position_embeddings": 8}
+    sizes = {key: value for key, value in sizes.items() if key != "max_position_embeddings"}
+    with refused:
+        build("../hf", architecture="gpt2", sizes=sizes, settings=shorter)(some_tokens(1, 9))
     rotary = build("llama", max_seq_len=8)
     assert rotary(some_tokens(1, 9))[0].shape == (1, 9, 61)

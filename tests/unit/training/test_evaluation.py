@@ -310,6 +310,20 @@ def test_any_checkpoint_on_any_data(composed: Compose, settings: TrainSettings, 
     assert json.loads((tmp_path / "run" / "run.json").read_text())["metrics"] == metrics
 
 
+def test_documents_that_changed_since_the_training_are_warned_of(
+    composed: Compose, settings: TrainSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = composed("mode=evaluate", "evaluate.lengths=[512]", "evaluate.num_examples=1")
+    tokenizer, source = build_data(settings)
+    for name, documents in (("same", source.fingerprint), ("other", "12ab")):
+        folder, facts = tmp_path / name, {"config": cfg, "material": {"documents": documents}}
+        checkpoint.save(folder, model=build_model(settings, tokenizer, source), tokenizer=tokenizer, provenance=facts)
+        caplog.clear()
+        evaluate({**cfg, "checkpoint": str(folder)}, tmp_path / f"run-{name}")
+        warned = [record for record in caplog.records if "may have been trained on some" in record.message]
+        assert len(warned) == (name == "other")
+
+
 def test_no_checkpoint_there(composed: Compose, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="checkpoint=latest: no artifact below"):
         evaluate(composed("mode=evaluate"), tmp_path / "run")

@@ -214,6 +214,37 @@ def test_other_documents_are_not_gone_on_with(
     assert train(further, tmp_path / "same")["step"] == 6
 
 
+def test_a_checkpoint_of_before_fingerprints_has_its_tokenizer_beside_it(
+    composed: Compose, tmp_path: Path, texts: Path
+) -> None:
+    old, texts = tmp_path / "old", shutil.copytree(texts, tmp_path / "texts")
+    paths = f"data.sources.text.paths=[{texts}]"
+    cfg = composed("tokenizer=bpe", "tokenizer.vocab_size=300", "model.vocab_size=300", "trainer.max_steps=4", paths)
+    train(cfg, old)
+    edit(old / "checkpoints" / "last.ckpt", lambda held: held["hfa"].pop("material"))
+    further = {**cfg, "resume": str(old), "trainer": {**cfg["trainer"], "max_steps": 6}}
+    assert train(further, tmp_path / "same")["step"] == 6
+    for document in list(texts.glob("*.txt"))[:10]:
+        document.write_text("what was not there before\n" * 50)
+    with pytest.raises(CheckpointError, match=r"the tokens of its data were [0-9a-f]{16} and are [0-9a-f]{16} now"):
+        train(further, tmp_path / "other")
+
+
+def test_weights_of_another_version_are_not_gone_on_with(composed: Compose, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    train(composed("trainer.max_steps=4"), old)
+    edit(old / "checkpoints" / "last.ckpt", lambda held: held["state_dict"].update({"model.older": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"not those of this version's hfa \(model.older\); train anew"):
+        train(composed(f"resume={old}"), tmp_path / "new")
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a .ckpt file holds."""
+    held = torch.load(path)
+    change(held)
+    torch.save(held, path)
+
+
 def test_a_run_directory_is_one_process_s(composed: Compose, tmp_path: Path) -> None:
     cfg = composed()
     with recorded(tmp_path, cfg):

@@ -24,6 +24,12 @@ def test_memory_that_an_earlier_run_held_is_not_a_later_ones() -> None:
     assert memory_mib() < most - 150
 
 
+def test_no_gpu_is_started_for_what_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    forget_memory()
+    assert not torch.cuda.is_initialized()
+
+
 def test_threads_that_an_earlier_run_chose_are_not_a_later_ones(composed: Callable[..., dict[str, Any]]) -> None:
     before = torch.get_num_threads()
     trainer = read_settings(composed(), TrainSettings).trainer
