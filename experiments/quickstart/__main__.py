@@ -35,7 +35,7 @@ from hfa.network.client import Answer, HFAClient
 from hfa.network.local import config_from_yaml
 
 MODELS = {  # and with what: a young index finds more when it looks further
-    "hfa": "model.num_trees=8 model.beam=8 model.num_ranked=256",
+    "hfa": "model.num_trees=8 model.beam=16 model.num_ranked=512",
     "simplemind": "",
 }
 ROOT = Path("outputs/quickstart")
