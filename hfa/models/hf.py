@@ -162,7 +162,7 @@ class HFModel(LanguageModel):
             more["position_ids"] = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         return more
 
-    def check_reach(self, length: int) -> None:
+    def _check_reach(self, length: int) -> None:
         """Refuse contexts that go beyond a table of learnt positions, as GPT-2's.
 
         Raises:
@@ -174,13 +174,13 @@ class HFModel(LanguageModel):
 
     def hidden(self, tokens: Tensor, state: State | None = None, last: int | None = None) -> tuple[Tensor, State]:
         if self.training and state is None:
-            self.check_reach(tokens.shape[1])
+            self._check_reach(tokens.shape[1])
             out = self.body(input_ids=tokens, use_cache=False, **self.positions(tokens, 0))
             return out.last_hidden_state[:, -(last or 0) :], None
         if state is not None:
             check_rows(len(tokens), state)
         start = 0 if state is None else _one_length(state.length)
-        self.check_reach(start + tokens.shape[1])
+        self._check_reach(start + tokens.shape[1])
         cache = None if state is None or not start else self.shell.unpack(state.tensors, start)
         if start and self._one_by_one:
             parts = []

@@ -103,7 +103,7 @@ def forget_memory() -> None:
 
 
 def memory_mib() -> float:
-    """The most memory that this process has held, of the GPU if it uses one, else of the machine."""
+    """The most memory held since :func:`forget_memory`: of the GPU if this process uses one, else of the machine."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")  # which can be reset; what getrusage says cannot
