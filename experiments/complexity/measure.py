@@ -24,6 +24,7 @@ from torch import Tensor
 from experiments.complexity.peers import peer_entries
 from experiments.complexity.subjects import LOSS_PIECE, Entry, Subject, our_entries, random_tokens
 from experiments.complexity.tally import Tally
+from hfa.training.allocator import keep_freed_memory
 
 Regime = Literal["prefill", "train", "decode"]
 Facts = dict[str, Any]
@@ -120,7 +121,11 @@ class Cell:
         return {"body_parameters": self.subject.body_parameters, f"state_bytes_{STATE_TOKENS}": state_bytes}
 
     def prepare(self) -> Facts:
-        """Warm up, and count what that allocates; for decoding, build the context."""
+        """Warm up, and count what that allocates; for decoding, build the context, for training, run a whole step.
+
+        Memory that a training step frees is kept for the next one, as in train.py. So the first one alone tells how
+        much is taken, and is no measurement of time: it maps what the others find there.
+        """
         if self.regime == "decode":
             with torch.inference_mode():
                 # What kernels take to compile would count as the context's, and the longer ones be judged by it.
@@ -133,21 +138,32 @@ class Cell:
             return {"context_s": context_s, **counted}
         length = min(self.length, _COUNTED_TOKENS[self.regime])
         tokens = self.tokens[:, : length + 1]
-        return self._count(lambda: self._prefill(tokens) if self.regime == "prefill" else self._train(tokens), length)
+        if self.regime == "prefill":
+            return self._count(lambda: self._prefill(tokens), length)
+        counted = self._count(lambda: self._train(tokens), length)
+        keep_freed_memory()
+        return {**counted, **self._peak(lambda: self._train(self.tokens))}
 
     def measure(self) -> Facts:
-        """Once over the whole length: seconds by the clock and of the processor, and memory beyond the model's own."""
-        self.subject.body.zero_grad(set_to_none=True)  # of the round before: this one makes them again
+        """Once over the whole length: seconds by the clock and of the processor, and, but in training, peak memory."""
+        if self.regime == "train":
+            return self._timed(lambda: self._train(self.tokens))
+        one = (lambda: self._prefill(self.tokens)) if self.regime == "prefill" else lambda: self._decode(DECODE_TOKENS)
+        return self._peak(lambda: self._timed(one))
+
+    def _peak(self, call: Callable[[], Facts]) -> Facts:
+        """What it says, and the peak of this process's memory meanwhile beyond what it held before."""
+        self.subject.body.zero_grad(set_to_none=True)  # of a step before: this one makes them again
         before = _forget_peak()
-        calls: dict[Regime, Callable[[], Facts]] = {
-            "prefill": lambda: self._prefill(self.tokens),
-            "train": lambda: self._train(self.tokens),
-            "decode": lambda: self._decode(DECODE_TOKENS),
-        }
+        said = call()
+        return {"peak_bytes": _peak_bytes() - before, **said}
+
+    @staticmethod
+    def _timed(call: Callable[[], Facts]) -> Facts:
         wall, cpu = time.perf_counter(), time.process_time()
-        more = calls[self.regime]()
+        said = call()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        return {"seconds": wall, "cpu_seconds": cpu, "peak_bytes": _peak_bytes() - before, **more}
+        return {"seconds": wall, "cpu_seconds": cpu, **said}
 
     def _prefill(self, tokens: Tensor) -> Facts:
         with torch.inference_mode():
