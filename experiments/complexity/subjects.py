@@ -30,7 +30,7 @@ State = Any  # whatever a model carries from one call to the next
 class Subject(ABC):
     """A decoder without its head, and the way of feeding it that serves it best.
 
-    The head is the same for all, and reads the embedding's weights.
+    The head reads the embedding's weights, as the package that the model is of does it.
 
     Args:
         body: the embedding, the layers and the last norm.
@@ -107,6 +107,9 @@ class Ours(Subject):
 
     def last_hidden(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         return self.model.hidden(tokens, state, last=1)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.model.head(hidden)
 
     def state_bytes(self, length: int) -> int:
         return self.model.state_bytes(length)
