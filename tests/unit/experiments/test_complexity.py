@@ -146,6 +146,18 @@ class TestReport:
         assert said["training 1K, over Llama"] is None
         assert said["decode at 16K, time over the fastest linear peer's"] is False
 
+    def test_simplemind_is_held_to_its_own_and_in_training_without_the_head(self) -> None:
+        data = results()
+        data["models"]["simplemind"] = data["models"]["hfa"]
+        head = [10.0, 10.0, 10.0]
+        data["rows"] += [
+            row(name, "train", 16384, [s], head_seconds=head) for name, s in (("simplemind", 20.0), ("xlstm", 24.0))
+        ]
+        said = {one.text: one for one in requirements(Results(data), "simplemind")}
+        assert said["training 16K, over the fastest linear peer"].value == pytest.approx(1.4)
+        assert said["training 16K, over the fastest linear peer"].holds is False
+        assert said["state of 100,000 tokens, MiB"].limit == 4
+
     def test_a_slope_without_an_interval_holds_to_nothing(self) -> None:
         data = results()
         for one in data["rows"]:
