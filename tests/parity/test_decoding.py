@@ -20,7 +20,7 @@ from hfa.models.flow import Flow
 from hfa.models.hfa import HFAConfig
 from hfa.nn.linear import Linear
 from hfa.nn.mlp import SwiGLU
-from hfa.ops.fused import packs
+from hfa.ops.fused import decodes, packs
 
 SMALL = {"vocab_size": 300, "d_model": 128, "num_heads": 2, "d_ff": 256}
 CONF = Path(__file__).parents[2] / "conf" / "model" / "hfa.yaml"
@@ -199,3 +199,13 @@ def small(name: str, **sizes: int) -> LanguageModel:
     merged = OmegaConf.create({"model": OmegaConf.merge(OmegaConf.load(CONF.with_name(f"{name}.yaml")), SMALL, sizes)})
     node = OmegaConf.to_container(merged, resolve=True)["model"]
     return from_node(node, "model", ModelConfig).build().eval()
+
+
+@pytest.mark.parametrize(
+    ("vectors", "threads", "expected"), [(1, 1, True), (10, 4, True), (11, 1, False), (1, 5, False)]
+)
+def test_the_kernel_is_for_few_vectors_and_few_threads(
+    vectors: int, threads: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert decodes(draw(vectors, 64), draw(32, 64)) is expected

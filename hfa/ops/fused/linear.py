@@ -15,13 +15,14 @@ from hfa.ops.simd import WIDTH, load, prefetch, put, splat, suits, total, tracke
 _FEW = 10  # vectors; for more, torch's blocked product is faster
 _FEW_OF_PACKED = 3  # the same where the matrix is packed
 _MANY = 96  # vectors, up to which it is faster the other way round, with the matrix as its left side
+_THREADS = 4  # of torch, up to which the kernel's one is faster: it reads memory as fast as three of them
 _STREAMS = 4  # parts of the matrix that are read at once: the processor fetches ahead in each of them
 _AHEAD = 256  # floats; it does not do so across the end of a memory page
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``W x + b``: torch's own, but in float32 and without gradients a kernel for a few vectors and one thread, and for
-    more of them the packed weight if there is one, in its type.
+    """``W x + b``: torch's own, but in float32 and without gradients a kernel for a few vectors on a few threads, and
+    for more of them the packed weight if there is one, in its type.
 
     Args:
         x: [..., D].
@@ -60,7 +61,7 @@ def pays(x: Tensor, *weights: Tensor) -> bool:
     """Whether `product` is faster than torch's own for x [..., D] and these weights, and they suit it."""
     if not suits(x, *weights) or not all(map(Tensor.is_contiguous, weights)):
         return False
-    few = x.numel() <= _MANY * x.shape[-1] and torch.get_num_threads() == 1
+    few = x.numel() <= _MANY * x.shape[-1] and torch.get_num_threads() <= _THREADS
     return few or all(packed(weight) is not None for weight in weights)
 
 
@@ -70,7 +71,7 @@ def decodes(x: Tensor, *weights: Tensor) -> bool:
     The first weight, a large one, is looked at: of those that can be packed, a model packs all.
     """
     count = x.numel() // x.shape[-1]
-    if count > _FEW or torch.get_num_threads() > 1:
+    if count > _FEW or torch.get_num_threads() > _THREADS:
         return False
     matrix = packed(weights[0])
     if matrix is not None and (count > _FEW_OF_PACKED or matrix.dtype != x.dtype):
