@@ -65,7 +65,7 @@ class Runner:
         """Read the chunks of prompts and decode one token of everybody running."""
         together = [Chunk(sequence, sequence.position - 1, sequence.position) for sequence in plan.decode]
         apart = plan.prefill
-        if together and apart and self._joins:
+        if together and apart and self._takes_varlen:
             together += [chunk for chunk in apart if chunk.end - chunk.start <= _FEW]
             apart = [chunk for chunk in apart if chunk.end - chunk.start > _FEW]
         return [self._guard(chunk) for chunk in apart] + self._together(together)
@@ -141,7 +141,7 @@ class Runner:
             if len(ends) == len(tokens):
                 logits, state = self.model.step(inputs, state)
             else:
-                hidden, state = self.model.join(inputs, lengths, state)
+                hidden, state = self.model.hidden_varlen(inputs, lengths, state)
                 logits = self.model.head(hidden[ends])
         said = dict(zip(ends, zip(logits.unbind(), likeliest(logits), strict=True), strict=True))
         self._handed, self._batch = (state, [len(row.pages) for row in rows]), []  # which has them now
@@ -210,9 +210,9 @@ class Runner:
             return Output(chunk.sequence, error=error)
 
     @property
-    def _joins(self) -> bool:
+    def _takes_varlen(self) -> bool:
         with self._precision():
-            return self.model.joins
+            return self.model.takes_varlen
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:
         if self._packed or self.dtype == torch.float32:

@@ -164,7 +164,7 @@ class Anchor(Mixer):
     def forward(self, x: Tensor, state: AnchorState, last: int | None = None) -> tuple[Tensor, AnchorState]:
         memory = state.memory
         paged = isinstance(memory, PagedMemory)
-        if x.shape[1] == 1 and (paged or memory.capacity) and self.joins:
+        if x.shape[1] == 1 and (paged or memory.capacity) and self.takes_varlen:
             held = memory.pools if isinstance(memory, PagedMemory) else memory.pages
             if suits(x, *self._tails(state), *held[:2]) and not tracked(x, *self._weights(), *held):
                 y, after = self.step(x[:, 0], state, (1,) * len(x))
@@ -212,7 +212,7 @@ class Anchor(Mixer):
         return self.out(read.transpose(1, 2).flatten(2)), state
 
     @property
-    def joins(self) -> bool:
+    def takes_varlen(self) -> bool:
         return self.decodes and not self.on_read and suits(*self._weights()[:-1]) and not self.head_dim % WIDTH
 
     def step(self, x: Tensor, state: AnchorState, lengths: Sequence[int]) -> tuple[Tensor, AnchorState]:

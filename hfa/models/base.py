@@ -87,7 +87,7 @@ class Mixer(nn.Module, ABC):
         """
 
     @property
-    def joins(self) -> bool:
+    def takes_varlen(self) -> bool:
         """Whether `step` takes rows with different numbers of tokens, here and now."""
         return False
 
@@ -102,7 +102,7 @@ class Mixer(nn.Module, ABC):
         Returns:
             [N, D] and the state after them.
         """
-        raise NotImplementedError(f"{type(self).__name__} takes rows of one length alone; see `joins`")
+        raise NotImplementedError(f"{type(self).__name__} takes rows of one length alone; see `takes_varlen`")
 
     def state_bytes(self, seq_len: int) -> int:
         """Bytes of one row's state after `seq_len` tokens; constant unless told otherwise."""
@@ -228,12 +228,12 @@ class LanguageModel(nn.Module):
         return logits[:, 0], state
 
     @property
-    def joins(self) -> bool:
-        """Whether `join` can be asked, here and now."""
+    def takes_varlen(self) -> bool:
+        """Whether `hidden_varlen` can be asked, here and now."""
         mixers = [part for part in self.modules() if isinstance(part, Mixer)]
-        return bool(mixers) and all(mixer.joins for mixer in mixers)
+        return bool(mixers) and all(mixer.takes_varlen for mixer in mixers)
 
-    def join(self, tokens: Tensor, lengths: Sequence[int], state: State) -> tuple[Tensor, State]:
+    def hidden_varlen(self, tokens: Tensor, lengths: Sequence[int], state: State) -> tuple[Tensor, State]:
         """Like `hidden`, for rows with different numbers of tokens, in one pass over the weights; without gradients.
 
             row 0, length 4    a b c d

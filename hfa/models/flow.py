@@ -64,7 +64,7 @@ class Flow(Mixer):
         return FlowState(memory, self.conv.init_state(batch_size))
 
     def forward(self, x: Tensor, state: FlowState, last: int | None = None) -> tuple[Tensor, FlowState]:
-        if x.shape[1] == 1 and self.joins and suits(x, *state) and not tracked(x, *state, *self._weights()):
+        if x.shape[1] == 1 and self.takes_varlen and suits(x, *state) and not tracked(x, *state, *self._weights()):
             y, after = self.step(x[:, 0], state, (1,) * len(x))
             return y[:, None], after
         heads = (3, self.num_heads, self.head_dim)
@@ -88,7 +88,7 @@ class Flow(Mixer):
         return self.out(read.flatten(2)), FlowState(memory, tail)
 
     @property
-    def joins(self) -> bool:
+    def takes_varlen(self) -> bool:
         return self.erase and suits(*self._weights()[:-1]) and not self.head_dim % WIDTH
 
     def step(self, x: Tensor, state: FlowState, lengths: Sequence[int]) -> tuple[Tensor, FlowState]:

@@ -70,7 +70,7 @@ def test_rows_in_pages_give_the_logits_of_each_alone(name: str, d_model: int) ->
 def test_rows_with_different_numbers_of_tokens_are_read_in_one_pass(counts: tuple[int, ...]) -> None:
     """Their last features and their states are those of each row alone, whatever stands beside it."""
     model = build("hfa", 64)
-    assert model.joins
+    assert model.takes_varlen
     pool = StatePool(model, torch.device("cpu"), 4 << 20, 4)
     free, generator = pool.pages.take(pool.pages.num_pages)[::-3], torch.Generator().manual_seed(0)
     rows, alone, texts = [], [], []
@@ -89,7 +89,7 @@ def test_rows_with_different_numbers_of_tokens_are_read_in_one_pass(counts: tupl
         texts.append(tokens[0, before:].split(count))
     batch = [torch.cat(parts) for parts in zip(*(row.recurrent for row in rows), strict=True)]
     for pieces in zip(*texts, strict=True):
-        found, state = model.join(torch.cat(pieces), counts, pool.rows(rows, batch))
+        found, state = model.hidden_varlen(torch.cat(pieces), counts, pool.rows(rows, batch))
         batch = pool.recurrent(state)
         pool.take_tries(state, rows)
         for number, (row, piece) in enumerate(zip(rows, pieces, strict=True)):

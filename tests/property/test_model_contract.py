@@ -340,11 +340,11 @@ def test_other_rows_than_the_state_has_are_refused(wide: LanguageModel, rows: in
 def test_rows_that_grow_apart_need_pages() -> None:
     model = build("hfa", d_model=64)
     _, state = model(some_tokens(2, 20))
-    assert model.joins
+    assert model.takes_varlen
     with pytest.raises(ValueError, match="no pages"):
-        model.join(some_tokens(1, 5)[0], [4, 1], state)
+        model.hidden_varlen(some_tokens(1, 5)[0], [4, 1], state)
     with pytest.raises(ValueError, match="at least 1 a row"):
-        model.join(some_tokens(1, 5)[0], [5, 0], state)
+        model.hidden_varlen(some_tokens(1, 5)[0], [5, 0], state)
 
 
 @torch.no_grad()
