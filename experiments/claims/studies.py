@@ -13,8 +13,8 @@ import numpy as np
 
 from experiments.claims.claim import REPO, Claim, Table, made_by, read
 from experiments.claims.trained import ablations, language, retention, ruler, state, unrecorded
+from experiments.complexity.figures import Results
 from experiments.complexity.measure import Regime
-from experiments.complexity.report import Results
 from experiments.serving.plot import CLAIMS
 from hfa.metrics.plot import percent
 from hfa.metrics.recall import Recall

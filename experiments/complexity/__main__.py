@@ -256,8 +256,9 @@ def rounded(value: Any) -> Any:
 
 def show(paths: Sequence[Path], clock: Literal["wall", "cpu"]) -> None:
     """The tables of runs of different regimes, and a picture of each beside its file."""
+    from experiments.complexity.figures import Results
     from experiments.complexity.plot import plot
-    from experiments.complexity.report import Results, skipped, tables
+    from experiments.complexity.report import skipped, tables
 
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     models = {name: facts for run in runs for name, facts in run["models"].items()}

@@ -121,11 +121,7 @@ class Cell:
         return {"body_parameters": self.subject.body_parameters, f"state_bytes_{STATE_TOKENS}": state_bytes}
 
     def prepare(self) -> Facts:
-        """Warm up, and count what that allocates; for decoding, build the context, for training, run a whole step.
-
-        Memory that a training step frees is kept for the next one, as in train.py. So the first one alone tells how
-        much is taken, and is no measurement of time: it maps what the others find there.
-        """
+        """Warm up, and count what that allocates; for decoding, build the context."""
         if self.regime == "decode":
             with torch.inference_mode():
                 # What kernels take to compile would count as the context's, and the longer ones be judged by it.
@@ -138,18 +134,27 @@ class Cell:
             return {"context_s": context_s, **counted}
         length = min(self.length, _COUNTED_TOKENS[self.regime])
         tokens = self.tokens[:, : length + 1]
-        if self.regime == "prefill":
-            return self._count(lambda: self._prefill(tokens), length)
-        counted = self._count(lambda: self._train(tokens), length)
-        keep_freed_memory()
-        return {**counted, **self._peak(lambda: self._train(self.tokens))}
+        return self._count(lambda: self._prefill(tokens) if self.regime == "prefill" else self._train(tokens), length)
 
     def measure(self) -> Facts:
-        """Once over the whole length: seconds by the clock and of the processor, and, but in training, peak memory."""
-        if self.regime == "train":
+        """Once over the whole length: seconds by the clock and of the processor, and memory beyond the model's own.
+
+        In training, of the second of two steps: the first maps the memory that the second one finds, as in train.py.
+        """
+        if self.regime == "prefill":
+            return self._peak(lambda: self._timed(lambda: self._prefill(self.tokens)))
+        if self.regime == "decode":
+            return self._peak(lambda: self._timed(lambda: self._decode(DECODE_TOKENS)))
+        keep_freed_memory()
+
+        def second() -> Facts:
+            self._train(self.tokens)
             return self._timed(lambda: self._train(self.tokens))
-        one = (lambda: self._prefill(self.tokens)) if self.regime == "prefill" else lambda: self._decode(DECODE_TOKENS)
-        return self._peak(lambda: self._timed(one))
+
+        measured = self._peak(second)
+        self.subject.body.zero_grad(set_to_none=True)
+        _give_back()  # the others of this cell take their turns meanwhile
+        return measured
 
     def _peak(self, call: Callable[[], Facts]) -> Facts:
         """What it says, and the peak of this process's memory meanwhile beyond what it held before."""
@@ -237,11 +242,16 @@ def available_bytes() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _forget_peak() -> int:
-    """Hand back what is free, start the peak of this process anew, and say what it holds now, in bytes."""
+def _give_back() -> None:
+    """Hand what is free back to the system."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _forget_peak() -> int:
+    """Hand back what is free, start the peak of this process anew, and say what it holds now, in bytes."""
+    _give_back()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status_bytes("VmRSS") or _peak_bytes()

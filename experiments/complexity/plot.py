@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from experiments.complexity.figures import Results
 from experiments.complexity.measure import Regime
-from experiments.complexity.report import Results, held
+from experiments.complexity.report import held
 from hfa.metrics.plot import COLOURS, MARKERS, short
 
 if TYPE_CHECKING:

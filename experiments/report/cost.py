@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.complexity.report import Results
+from experiments.complexity.figures import Results
 from experiments.report.charts import Chart, Curve, tokens
 from experiments.report.run import Found
 from experiments.report.section import Section, Table

@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of mallopt's parameters, see malloc.h
-_NEVER = -1
+_NEVER = -1  # switches trimming off, see mallopt(3)
 
 
 def keep_freed_memory() -> bool:

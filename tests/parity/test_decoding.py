@@ -20,7 +20,7 @@ from hfa.models.flow import Flow
 from hfa.models.hfa import HFAConfig
 from hfa.nn.linear import Linear
 from hfa.nn.mlp import SwiGLU
-from hfa.ops.fused import decodes, packs
+from hfa.ops.fused import decodes, packs, pays
 
 SMALL = {"vocab_size": 300, "d_model": 128, "num_heads": 2, "d_ff": 256}
 CONF = Path(__file__).parents[2] / "conf" / "model" / "hfa.yaml"
@@ -202,10 +202,12 @@ def small(name: str, **sizes: int) -> LanguageModel:
 
 
 @pytest.mark.parametrize(
-    ("vectors", "threads", "expected"), [(1, 1, True), (10, 4, True), (11, 1, False), (1, 5, False)]
+    ("vectors", "threads", "expected"), [(1, 1, True), (10, 2, True), (11, 1, False), (1, 3, False)]
 )
 def test_the_kernel_is_for_few_vectors_and_few_threads(
     vectors: int, threads: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert decodes(draw(vectors, 64), draw(32, 64)) is expected
+    x, weight = draw(vectors, 64), draw(32, 64)
+    assert decodes(x, weight) is expected
+    assert pays(x, weight) is (threads <= 2)

@@ -15,7 +15,7 @@ from hfa.ops.simd import WIDTH, load, prefetch, put, splat, suits, total, tracke
 _FEW = 10  # vectors; for more, torch's blocked product is faster
 _FEW_OF_PACKED = 3  # the same where the matrix is packed
 _MANY = 96  # vectors, up to which it is faster the other way round, with the matrix as its left side
-_THREADS = 4  # of torch, up to which the kernel's one is faster: it reads memory as fast as three of them
+_THREADS = 2  # of torch, up to which the kernel's one is faster than all of them
 _STREAMS = 4  # parts of the matrix that are read at once: the processor fetches ahead in each of them
 _AHEAD = 256  # floats; it does not do so across the end of a memory page
 

@@ -13,9 +13,11 @@ from matplotlib.image import imread
 
 from experiments.complexity import __main__ as command
 from experiments.complexity import peers, study, subjects
+from experiments.complexity.figures import Results, fit_slope
 from experiments.complexity.measure import Cell, Regime, Worker, WorkerError
 from experiments.complexity.plot import plot
-from experiments.complexity.report import Results, fit_slope, requirements, skipped, tables
+from experiments.complexity.report import skipped, tables
+from experiments.complexity.requirement import requirements
 from experiments.complexity.study import Plan, Study
 from experiments.complexity.tally import Tally
 from hfa.errors import ConfigError, HFAError
@@ -143,7 +145,7 @@ class TestReport:
         assert said["state of 100,000 tokens, MiB"] is True
         assert said["prefill 16K, over the fastest linear peer"] is True
         assert said["prefill 16K, over Llama"] is True
-        assert said["training 1K, over Llama"] is None
+        assert said["training without head and loss 1K, over Llama"] is None
         assert said["decode at 16K, time over the fastest linear peer's"] is False
 
     def test_simplemind_is_held_to_its_own_and_in_training_without_the_head(self) -> None:
@@ -154,8 +156,8 @@ class TestReport:
             row(name, "train", 16384, [s], head_seconds=head) for name, s in (("simplemind", 20.0), ("xlstm", 24.0))
         ]
         said = {one.text: one for one in requirements(Results(data), "simplemind")}
-        assert said["training 16K, over the fastest linear peer"].value == pytest.approx(1.4)
-        assert said["training 16K, over the fastest linear peer"].holds is False
+        assert said["training without head and loss 16K, over the fastest linear peer"].value == pytest.approx(1.4)
+        assert said["training without head and loss 16K, over the fastest linear peer"].holds is False
         assert said["state of 100,000 tokens, MiB"].limit == 4
 
     def test_a_slope_without_an_interval_holds_to_nothing(self) -> None:
@@ -276,17 +278,16 @@ class TestStudy:
         (row,) = run_plan("hfa", lengths=(4096,), cell_s=cell_s, repeats=5).rows
         assert len(row["seconds"]) == len(row["peak_bytes"]) == rounds
 
-    def test_a_worker_measures(self) -> None:
-        worker = Worker("hfa-tiny", "train", 48, rounds=1, threads=1, seed=0)
-        try:
-            assert worker.ask("describe", 120)["body_parameters"] > 100_000
-            prepared = worker.ask("prepare", 120)
-            measured = worker.ask("measure", 120)
-        finally:
-            worker.stop()
-        assert prepared["allocated_bytes_per_token"] > 0
-        assert prepared["peak_bytes"] > 0
-        assert 0 < measured["head_seconds"] < measured["seconds"]
+    def test_workers_are_measured(self) -> None:
+        plan = Plan(
+            models=("hfa-tiny",), lengths={"train": (48,)}, repeats=2, limit_s=120, cell_s=1e6, threads=1, seed=0
+        )
+        one = Study(plan, say=lambda line: None, keep=lambda rows: None)
+        (measured,) = one.run()
+        assert one.facts["hfa-tiny"]["body_parameters"] > 100_000
+        assert measured["allocated_bytes_per_token"] > 0
+        assert all(0 < head < whole for head, whole in zip(measured["head_seconds"], measured["seconds"], strict=True))
+        assert len(measured["seconds"]) == len([peak for peak in measured["peak_bytes"] if peak > 0]) == 2
 
     def test_kernels_are_compiled_before_the_clock_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A context by which longer ones are judged takes what the second one takes."""
@@ -449,3 +450,14 @@ def test_bytes_by_length_have_a_slope_of_their_own() -> None:
     assert found.allocated_slope("hfa", "prefill") == pytest.approx(1.0)
     assert found.allocated_slope("llama", "prefill") == pytest.approx(2.0)
     assert list(found.allocated("hfa", "prefill")) == found.lengths("prefill")
+
+
+def test_ours_are_stepped_as_they_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = subjects.our_config("hfa", **subjects.TINY).build().eval()
+    subject, tokens, seen = subjects.Ours(model), subjects.random_tokens(33, seed=0), []
+    head = model.head
+    monkeypatch.setattr(model, "head", lambda hidden: seen.append(hidden.shape) or head(hidden))
+    with torch.inference_mode():
+        _, state = subject.prefill(tokens[:, :-1])
+        subject.step(tokens[:, -1:], state)
+    assert seen == [(1, 128), (1, 128)]

@@ -204,19 +204,19 @@ def test_small_pieces_are_read_in_one_pass_with_the_streams(start, tiny, breaks)
     asked = [ask(range(3), 60), ask(range(50, 90), 4), ask(range(100, 130), 4)]
     engine = start(model, prefill_chunk=8, long_prompt_chunk=4, state_budget_mib=8)
     alone = [answer(engine, request)[0] for request in asked]
-    join, hidden = model.join, model.hidden
+    varlen, hidden = model.hidden_varlen, model.hidden
 
-    def joined(tokens, lengths, state):
+    def together(tokens, lengths, state):
         seen.append(list(lengths))
         if breaks:
             raise RuntimeError("this model cannot read that")
-        return join(tokens, lengths, state)
+        return varlen(tokens, lengths, state)
 
     def apart(tokens, state=None, last=None):
         seen.append(tokens.shape[1])
         return hidden(tokens, state, last)
 
-    model.join = joined
+    model.hidden_varlen = together
 
     async def main():
         first = engine.submit(asked[0]).events()
