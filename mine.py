@@ -30,8 +30,8 @@ def mine(cfg: DictConfig) -> None:
 def serve(cfg: DictConfig) -> None:
     """Load and serve until told to stop."""
     values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    from hfa.allocator import share_arenas
     from hfa.config import from_mapping
-    from hfa.serving.memory import share_arenas
     from hfa.serving.miner import MinerConfig
 
     share_arenas()  # before there are threads, of the whole process

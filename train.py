@@ -31,8 +31,8 @@ def job(cfg: DictConfig) -> float | None:
     sweeping = context.mode == RunMode.MULTIRUN
     try:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        from hfa.allocator import keep_freed_memory
         from hfa.training import run
-        from hfa.training.allocator import keep_freed_memory
 
         keep_freed_memory()  # of the whole process, so here and not in what a test or a notebook calls
         chosen = list(context.overrides.task)

@@ -7,8 +7,6 @@ and run nothing, so that it starts at once, with a clean peak of memory, and its
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import multiprocessing
 import resource
 import time
@@ -24,7 +22,7 @@ from torch import Tensor
 from experiments.complexity.peers import peer_entries
 from experiments.complexity.subjects import LOSS_PIECE, Entry, Subject, our_entries, random_tokens
 from experiments.complexity.tally import Tally
-from hfa.training.allocator import keep_freed_memory
+from hfa.allocator import give_back, keep_freed_memory
 
 Regime = Literal["prefill", "train", "decode"]
 Facts = dict[str, Any]
@@ -153,7 +151,7 @@ class Cell:
 
         measured = self._peak(second)
         self.subject.body.zero_grad(set_to_none=True)
-        _give_back()  # the others of this cell take their turns meanwhile
+        give_back()  # the others of this cell take their turns meanwhile
         return measured
 
     def _peak(self, call: Callable[[], Facts]) -> Facts:
@@ -242,16 +240,9 @@ def available_bytes() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _give_back() -> None:
-    """Hand what is free back to the system."""
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _forget_peak() -> int:
     """Hand back what is free, start the peak of this process anew, and say what it holds now, in bytes."""
-    _give_back()
+    give_back()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status_bytes("VmRSS") or _peak_bytes()

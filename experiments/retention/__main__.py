@@ -14,8 +14,8 @@ from experiments.retention.ledger import Ledger
 from experiments.retention.plan import LENGTHS, MILLION
 from experiments.retention.report import draw, table
 from experiments.retention.study import OUTPUTS, console, estimate, measure, threads, train, training_record
+from hfa.allocator import keep_freed_memory
 from hfa.errors import ConfigError
-from hfa.training.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = ("trainer.max_steps=20", "scheduler.warmup_steps=5")

@@ -20,7 +20,7 @@ from experiments.language.study import OUTPUTS, cpu
 from experiments.state.report import draw, table, trained
 from experiments.state.subjects import SUBJECTS
 from experiments.state.trial import FAR, TEST, Plan, trial
-from hfa.training.allocator import keep_freed_memory
+from hfa.allocator import keep_freed_memory
 from hfa.training.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hfa import checkpoint
+from hfa.allocator import give_back
 from hfa.errors import CheckpointError, ConfigError, HFAError, RequestError
 from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling
 from hfa.inference.session import Sessions
-from hfa.serving.memory import give_back
 from hfa.serving.service import Served, Service
 
 log = logging.getLogger(__name__)

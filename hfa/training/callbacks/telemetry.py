@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from hfa.allocator import give_back
 from hfa.training.module import LMModule
 from hfa.types import Batch
 
@@ -98,6 +99,7 @@ def forget_memory() -> None:
     """Let :func:`memory_mib` count from here, if the system can: an earlier run of a sweep may have held more."""
     if torch.cuda.is_initialized():  # what is on the CPU starts no GPU
         torch.cuda.reset_peak_memory_stats()
+    give_back()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
