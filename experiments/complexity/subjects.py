@@ -30,7 +30,7 @@ State = Any  # whatever a model carries from one call to the next
 class Subject(ABC):
     """A decoder without its head, and the way of feeding it that serves it best.
 
-    The head reads the embedding's weights, as the package that the model is of does it.
+    Its head reads the embedding's weights, by the product that its own package has for it.
 
     Args:
         body: the embedding, the layers and the last norm.
