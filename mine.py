@@ -33,11 +33,13 @@ def serve(cfg: DictConfig) -> None:
     from hfa.allocator import share_arenas
     from hfa.config import from_mapping
     from hfa.serving.miner import MinerConfig
+    from hfa.serving.server import allow_files
 
     share_arenas()  # before there are threads, of the whole process
 
     values["checkpoint"] = _downloaded(values["checkpoint"], Path(values["checkpoint_root"]).expanduser())
     config = from_mapping(MinerConfig, values, "")
+    allow_files(config.server.max_connections)  # of the whole process, too
     with config.build() as miner:
         miner.run()
 

@@ -76,11 +76,12 @@ class CheckpointFolder:
             contiguous = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
             safetensors.torch.save_file(contiguous, fresh, metadata=facts)
             fresh.replace(file)
+            self._sizes[file.name] = file.stat().st_size
+            self._make_room()
         except (OSError, safetensors.SafetensorError) as error:
             log.warning("A checkpoint could not be written to %s: %s", self.path, error)
-            return
-        self._sizes[file.name] = file.stat().st_size
-        self._make_room()
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
 
     def read(self, key: bytes) -> Stored | Literal["", "other model", "other tokenizer"]:
         """A checkpoint, or why there is none: nothing there, or another's."""

@@ -18,7 +18,7 @@ import torch
 
 from hfa.config import Config, NonNegativeInt, PositiveInt, config
 from hfa.errors import ConfigError, RequestError, first_line
-from hfa.inference.device import choose_device, is_device_name, place
+from hfa.inference.device import CPU, choose_device, is_device_name, place
 from hfa.inference.disk import Origin
 from hfa.inference.generation import Generation, woken_together
 from hfa.inference.pool import StatePool
@@ -96,12 +96,21 @@ class EngineConfig(Config):
             tokenizer: fingerprint of the vocabulary; states are not carried to another one.
         """
         device = place(model.eval(), choose_device(self.device))
-        pool = StatePool(model, device, self.state_budget_mib * 2**20, self.max_concurrent)
+        try:
+            pool = self._pool(model, device)
+        except torch.OutOfMemoryError as error:
+            if device == CPU:
+                raise
+            log.warning("The states of %s do not fit on %s (%s); it runs on the CPU", name, device, first_line(error))
+            pool = self._pool(model.to(CPU), CPU)
         if pool.page_size and self.checkpoint_every % pool.page_size:
             raise ConfigError(
                 "checkpoint_every", self.checkpoint_every, f"a multiple of {pool.page_size}, the page of this model"
             )
         return Engine(Runner(model, pool, getattr(torch, self.dtype)), self, name, tokenizer)
+
+    def _pool(self, model: LanguageModel, device: torch.device) -> StatePool:
+        return StatePool(model, device, self.state_budget_mib * 2**20, self.max_concurrent)
 
 
 class Load(NamedTuple):
@@ -202,9 +211,8 @@ class Engine:
         return self._pool.state_bytes(seq_len)
 
     def session_bytes(self) -> int:
-        """Bytes that the states of all sessions have beside their pages."""
-        with self._changed:
-            return self._sessions.num_bytes
+        """Bytes that the states of all sessions have beside their pages; about, while sessions come and go."""
+        return self._sessions.num_bytes  # without the lock: anybody may ask, and no step is to wait for that
 
     def submit(self, request: GenerationRequest, session: str | None = None) -> Generation:
         """Queue a request; its events come from the result.

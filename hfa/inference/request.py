@@ -66,7 +66,7 @@ class GenerationRequest:
 class Timing(NamedTuple):
     """Where the time of one request went, in seconds."""
 
-    queue_s: float  # from submission until it was admitted
+    queue_s: float  # from submission until the first of its prompt was read
     prefill_s: float  # from then until the first token
     decode_s: float  # from then until the last
 

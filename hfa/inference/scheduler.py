@@ -193,7 +193,6 @@ class Scheduler:
             if not self._fits(sequence) and not self._make_way(sequence, plan):
                 return
             self._waiting.remove(sequence)
-            sequence.admit()
             try:
                 sequence.row = self._begin(sequence)
             except Exception as error:  # this one's alone
@@ -228,6 +227,7 @@ class Scheduler:
             if not self._grow(sequence, end, plan):
                 continue
             room, long_room = room - size, long_room - size * small
+            sequence.begin()
             plan.prefill.append(Chunk(sequence, sequence.position, end))
             self._charge(sequence, _READ * size)
             sequence.position = end

@@ -54,7 +54,7 @@ class Sequence:
         self._seen = torch.tensor(request.tokens if request.sampling.penalises else (), dtype=torch.long).unique()
         self._is_last = request.until() if request.until else None
         self._submitted = time.monotonic()
-        self._admitted: float | None = None
+        self._began: float | None = None
         self._first: float | None = None
 
     @property
@@ -88,9 +88,9 @@ class Sequence:
         limit = self.request.deadline_s
         return float("inf") if limit is None else self._submitted + limit
 
-    def admit(self) -> None:
-        """Leave the queue."""
-        self._admitted = time.monotonic() if self._admitted is None else self._admitted
+    def begin(self) -> None:
+        """Its prompt is read from now on."""
+        self._began = time.monotonic() if self._began is None else self._began
 
     def verdict(self) -> FinishReason | None:
         """Why this sequence should end now, whatever it is doing."""
@@ -125,9 +125,9 @@ class Sequence:
     def finish(self, reason: FinishReason, error: str = "") -> None:
         """End the stream."""
         now = time.monotonic()
-        admitted = now if self._admitted is None else self._admitted
+        began = now if self._began is None else self._began
         first = now if self._first is None else self._first
-        timing = Timing(admitted - self._submitted, first - admitted, now - first)
+        timing = Timing(began - self._submitted, first - began, now - first)
         read = min(self.position, len(self.prompt))
         imported = self.session is not None and self.session.imported
         self.generation.push(

@@ -53,7 +53,8 @@ class Session:
 
     def rows(self) -> list[Row]:
         """All states it keeps."""
-        return [*self.marks.values(), *([self.row] if self.row else [])]
+        row = self.row  # read once: the engine's thread may take it
+        return [*self.marks.values(), *([row] if row else [])]
 
 
 class Moved(NamedTuple):
@@ -313,7 +314,8 @@ class Sessions:
     @property
     def num_bytes(self) -> int:
         """What the states of all sessions have beside their pages."""
-        return sum(self._pool.own_bytes(row) for session in self._sessions.values() for row in session.rows())
+        sessions = list(self._sessions.values())  # at once: any thread may ask
+        return sum(self._pool.own_bytes(row) for session in sessions for row in session.rows())
 
     @property
     def oldest(self) -> float:

@@ -58,13 +58,14 @@ class ServerConfig(Config):
         body_timeout_s: for it to arrive.
         max_import_bytes: of a session that is imported.
         import_timeout_s: for it to arrive.
-        max_imports: sessions received together before their senders are proven.
+        max_imports: sessions received together before their senders are proven, and taken up together after that.
         max_exports: sessions sent together, of different hotkeys.
         max_uploads: request bodies held together before their senders are proven.
         max_uploads_per_address: of one address.
         max_connections: open together; for one more, one whose sender is not proven is closed.
         max_connections_per_address: of one address; more are closed.
-        head_timeout_s: for a request's headers to arrive.
+        head_timeout_s: for a request's headers to arrive; and before them for TLS's handshake, in which a connection is
+            not counted yet.
         write_timeout_s: a connection that takes less than 64 KiB of a long answer in this time is closed.
         rate_per_s: requests a second per hotkey in the long run.
         rate_burst: and at once.
@@ -166,8 +167,8 @@ def create_app(
     app.include_router(routes.router(service, gate, metrics))
     app.include_router(health.router(service, network, rules, metrics))
     app.include_router(openai.router(service, gate, metrics))
-    exports = Places(settings.max_exports, "export")
-    app.include_router(sessions.router(service, gate, Gate(network, limiter, imports), exports, metrics))
+    loading, exports = Places(settings.max_imports, "import"), Places(settings.max_exports, "export")
+    app.include_router(sessions.router(service, gate, Gate(network, limiter, imports), loading, exports, metrics))
     if network.dendrite is not None:
         app.include_router(synapse.router(service, gate, network.dendrite, metrics))
     refusal.install(app, metrics.refused, openai.shape)

@@ -93,17 +93,17 @@ class Loader:
         except ConfigError as error:
             raise error.under("engine") from None
         except HFAError as error:
-            self._wrong = error
+            self._wrong = _alone(error)
             if self._said.get(name) != str(error):
                 log.warning("%s %s: %s", name, self._fate(name), error)
             self._said[name] = str(error)
             return None
         except Exception as error:
-            self._wrong = error
             self._seen.pop(name, None)  # what failed may be the machine, which is asked again
             if self._said.get(name) != str(error):
                 log.exception("%s %s: loading it failed", name, self._fate(name))
             self._said[name] = str(error)
+            self._wrong = _alone(error)
             return None
         self._loaded.add(name)
         size, device = engine.num_parameters, engine.load().device
@@ -195,6 +195,12 @@ class Watcher:
             fresh.engine.call(lambda sessions: sessions.arrive((), frozenset()))  # who has not come will not come
         self._old = None
         give_back()
+
+
+def _alone(error: Exception) -> Exception:
+    """An error that does not keep alive what it was met with, a model that is half loaded say."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
 
 
 def _move_sessions(old: Engine, fresh: Engine) -> int:

@@ -95,7 +95,7 @@ class Usage(BaseModel):
 class Timings(BaseModel):
     """Where the time went, as measured on the miner."""
 
-    queue_s: float = Field(description="Waiting for a place.")
+    queue_s: float = Field(description="Waiting for its turn.")
     prefill_s: float = Field(description="Reading the prompt, up to the first token.")
     decode_s: float = Field(description="From the first token to the last.")
     total_s: float

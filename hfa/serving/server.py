@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
+import resource
 import socket
 import threading
 import time
@@ -26,6 +28,7 @@ from hfa.serving.connection import bounded
 log = logging.getLogger(__name__)
 
 _WAITING = 32  # threads for what has to wait, an engine's step or a disk, whatever the number of cores
+_OTHER_FILES = 256  # than those of connections: checkpoints, the chain, libraries
 _LAST_WORDS_S = 5.0  # for answers to go out after the engines have ended them
 
 
@@ -56,6 +59,20 @@ def bind(host: str, port: int) -> socket.socket:
         reason = f"an address of this machine ({error.strerror})"
         raise ConfigError("server.host", host, reason, "0.0.0.0 listens on all") from None
     return bound
+
+
+def allow_files(connections: int) -> None:
+    """Let this process have as many files open as so many connections need, as far as the system allows that."""
+    wanted, (soft, hard) = connections + _OTHER_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning(
+            "%d open files are allowed here, and server.max_connections=%d needs %d; raise `ulimit -Hn` or lower it",
+            *(allowed, connections, wanted),
+        )
 
 
 class Server:
@@ -122,7 +139,7 @@ class Server:
             ssl_keyfile=_expanded(settings.tls_key),
             timeout_graceful_shutdown=int(settings.drain_s + _LAST_WORDS_S) + 1,
         )
-        self._uvicorn, self._page = _Uvicorn(public, self._accepting), page
+        self._uvicorn, self._page = _Uvicorn(public, settings.head_timeout_s, self._accepting), page
         with contextlib.suppress(RuntimeError):  # the loop has ended, and why is raised below
             assert self._loop is not None
             self._loop.call_soon_threadsafe(self._app_is_there.set)
@@ -237,12 +254,18 @@ def _expanded(path: str | None) -> Path | None:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Says when it accepts requests."""
+    """Ends a handshake of TLS that takes long, and says when it accepts requests."""
 
-    def __init__(self, config: uvicorn.Config, on_accepting: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, config: uvicorn.Config, handshake_s: float, on_accepting: Callable[[], Awaitable[None]]) -> None:
         super().__init__(config)
-        self._on_accepting = on_accepting
+        self._handshake_s, self._on_accepting = handshake_s, on_accepting
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])  # uvicorn itself would let a handshake of TLS take a minute
+        config, loop = self.config, asyncio.get_running_loop()
+        make: Callable[..., asyncio.Protocol] = config.http_protocol_class
+        protocol = functools.partial(make, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        tls: dict[str, Any] = {"ssl": config.ssl, "ssl_handshake_timeout": self._handshake_s} if config.ssl else {}
+        for bound in sockets or ():
+            self.servers.append(await loop.create_server(protocol, sock=bound, backlog=config.backlog, **tls))
         await self._on_accepting()

@@ -100,7 +100,9 @@ class Desk:
         return await self._service.models[model].engine.session(lambda all_: call(all_, all_.get(name, hotkey)))
 
 
-def router(service: Service, gate: Gate, imports: Gate, exports: Places, metrics: Metrics) -> APIRouter:
+def router(
+    service: Service, gate: Gate, imports: Gate, loading: Places, exports: Places, metrics: Metrics
+) -> APIRouter:
     """The routes over what they need; an import comes through a gate of its own, which lets more bytes in."""
     routes = APIRouter(prefix="/v1/sessions", tags=["Sessions"])
     desk = Desk(service)
@@ -114,8 +116,14 @@ def router(service: Service, gate: Gate, imports: Gate, exports: Places, metrics
     @routes.post("/import", summary="Take up a session that was exported", openapi_extra=_SIGNED)
     async def load(request: Request, model: str | None = None) -> SessionStatus:
         signed = await imports.admit(request)
-        exported = await asyncio.to_thread(Exported.from_bytes, signed.body)
-        return await desk.begin(model, lambda sessions: sessions.load(exported, signed.caller.hotkey))
+        hotkey = signed.caller.hotkey
+        loading.take(hotkey)
+        try:
+            exported = await asyncio.to_thread(Exported.from_bytes, signed.body)
+            del signed  # the tensors are copies
+            return await desk.begin(model, lambda sessions: sessions.load(exported, hotkey))
+        finally:
+            loading.give(hotkey)
 
     @routes.post("/{identity}/generate", summary="Continue a session", openapi_extra=_body(GenerateBody))
     async def generate(request: Request, identity: str) -> Response:

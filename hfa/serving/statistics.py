@@ -142,8 +142,7 @@ class Statistics:
 
     def report(self) -> dict[str, ModelStatistics]:
         """All records as anybody may see them."""
-        with self._lock:
-            return {name: _report(record) for name, record in sorted(self._records.items())}
+        return {name: _report(record) for name, record in self.totals().items()}  # sorts copies, without the lock
 
     def totals(self) -> dict[str, Record]:
         """A copy of all records."""

@@ -43,6 +43,14 @@ def load_artifact(
     return artifact
 
 
+def as_trained(cfg: Mapping[str, Any], artifact: checkpoint.Artifact, overrides: Sequence[str]) -> dict[str, Any]:
+    """`cfg` with the model and the tokenizer that are measured, in place of what was composed; and, unless the command
+    line has one, with the name."""
+    trained = artifact.provenance.get("config") or {}
+    groups = ("model", "tokenizer", *(() if any(override.startswith("name=") for override in overrides) else ("name",)))
+    return {**cfg, **{key: trained[key] for key in groups if key in trained}}
+
+
 def _is_of(group: str, key: str) -> bool:
     return key == group or key.startswith(f"{group}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import lightning.pytorch as L
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hfa.config import Config, NonNegativeInt, PositiveInt, config
 from hfa.data.loader import ExampleDataset, Item, StreamSampler, collate
-from hfa.errors import DataError
+from hfa.errors import ConfigError, DataError
 from hfa.training.module import LMModule
 from hfa.types import Batch, Source, Split
 
@@ -100,6 +101,14 @@ class DataModule(L.LightningDataModule):
             worker_init_fn=_leave_the_process_group,
             generator=torch.Generator(),  # else the loader draws from the global one, and a resumed run differs
         )
+
+
+def said_by_worker(error: Exception) -> str | None:
+    """The sentence of an error of ours that a worker process met, from the traceback that torch makes of it."""
+    text = str(error)
+    kinds = "|".join(f"{kind.__module__}.{kind.__name__}" for kind in (ConfigError, DataError))
+    found = re.search(rf"^(?:{kinds}): (.+)\Z", text, re.MULTILINE | re.DOTALL)
+    return found[1].strip() if found and " in DataLoader worker process " in text.splitlines()[0] else None
 
 
 def _leave_the_process_group(_: int) -> None:

@@ -28,7 +28,7 @@ from hfa.models.audit import audit, can_audit
 from hfa.models.memory import Memory
 from hfa.models.state import State
 from hfa.training.answering import find_free, find_matches
-from hfa.training.artifact import load_artifact
+from hfa.training.artifact import as_trained, load_artifact
 from hfa.training.fit import started_loggers
 from hfa.training.loggers import media
 from hfa.training.provenance import provenance
@@ -134,6 +134,7 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = (
         device = "cuda" if settings.trainer.device_kind == "gpu" else "cpu"
         artifact = load_artifact(settings, cfg, overrides, device)
         source = settings.data.build(artifact.tokenizer, settings.cache)
+        cfg = as_trained(cfg, artifact, overrides)
         _warn_of_other_documents(artifact, cfg, source)
         with started_loggers(settings, cfg, run_dir, None) as loggers:
             record["metrics"] = _evaluate(settings, cfg, run_dir, artifact, source, loggers)
@@ -164,11 +165,17 @@ def _evaluate(
     folder, name = artifact.path, artifact.model.config.title
     step = int(artifact.provenance.get("step") or 0)
     log.info("Evaluating %s from %s", name, folder)
+    retrieval = {}
+    if can_audit(artifact.model):
+        retrieval["retrieval"] = "exact" if settings.trainer.device_kind == "gpu" else "index"
+        if retrieval["retrieval"] == "exact":
+            log.warning("A GPU looks at every key: model.num_trees, beam, leaf_size and num_ranked are not measured.")
 
     def keep(found: Evaluation) -> None:  # the longest may not fit into memory, or be cut off
         report = {
             "checkpoint": str(folder),
             "training": artifact.provenance,
+            **retrieval,
             **provenance(cfg, documents=source.fingerprint),
             **found.to_json(),
         }

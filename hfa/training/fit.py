@@ -15,10 +15,10 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from hfa.errors import ConfigError
+from hfa.errors import ConfigError, DataError
 from hfa.models import LanguageModel
 from hfa.training.callbacks import Checkpoints, Interrupted, Interruption, Surroundings, Telemetry, ValidateLast
-from hfa.training.datamodule import DataModule
+from hfa.training.datamodule import DataModule, said_by_worker
 from hfa.training.loggers import MetricsCSV, RunInfo, media
 from hfa.training.module import LMModule
 from hfa.training.randomness import seed_everything
@@ -142,13 +142,19 @@ def fit(trainer: L.Trainer, module: LMModule, data: DataModule, resumed: Resumed
     """Train, and say why it stopped before its last step; how to go on where a signal stopped it."""
     checkpoint = str(resumed.checkpoint) if resumed else None
     for part in data.source.parts().values():
-        part.example(0, "train")  # what is wrong with it is said here, and by a worker process with a traceback
+        part.example(0, "train")
+        if part.kind == "recall":  # what is wrong is said here, before any step is made
+            part.example(0, "val")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         for stopping in trainer.early_stopping_callbacks:
             if stopping.stopping_reason_message and trainer.global_step < trainer.max_steps and trainer.is_global_zero:
                 why, _, _ = stopping.stopping_reason_message.partition(" Signaling")
                 log.info("Stopped after step %d of %d: %s", trainer.global_step, trainer.max_steps, why)
+    except (DataError, RuntimeError) as error:
+        if said := said_by_worker(error):
+            raise DataError(said) from None
+        raise
     except Interrupted as interrupted:
         if trainer.is_global_zero and interrupted.step is not None:
             log.info("Stopped by %s. Go on with the same command and resume=%s", interrupted, trainer.default_root_dir)

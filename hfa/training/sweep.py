@@ -6,10 +6,12 @@ import csv
 import json
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfa.errors import ConfigError
 from hfa.mistakes import sentence
 from hfa.training.monitor import direction
 
@@ -37,16 +39,21 @@ class SweepTable:
     """
 
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
-        if config.hydra.mode.name != "MULTIRUN" or _rank():
+        if config.hydra.mode.name != "MULTIRUN":
             return
-        said = ""
+        said, worst = "", _worst(config.hydra.sweeper)
         if job_return.status.name == "FAILED":
             error: BaseException = vars(job_return)["_return_value"]  # the property would raise it
             mistake = sentence(error)
             said = mistake or f"{type(error).__name__}: {error}"
-            log.error("Job %s failed: %s", config.hydra.job.num, said, exc_info=None if mistake else error)
+            if not _rank():
+                log.error("Job %s failed: %s", config.hydra.job.num, said, exc_info=None if mistake else error)
             # Hydra stops a sweep at a job it holds for failed; the table tells it apart, and a search goes elsewhere.
-            job_return.status, job_return.return_value = type(job_return.status).COMPLETED, _worst(config.hydra.sweeper)
+            job_return.status, job_return.return_value = type(job_return.status).COMPLETED, worst
+        elif job_return.return_value is None and "direction" in config.hydra.sweeper:  # it never came to a number
+            job_return.return_value = worst
+        if _rank():
+            return  # a further process of a distributed job goes through the sweep as well
         overrides = (override.partition("=") for override in config.hydra.overrides.task)
         note = {
             "number": int(config.hydra.job.num),
@@ -56,9 +63,19 @@ class SweepTable:
         }
         (Path(config.hydra.runtime.output_dir) / _JOB).write_text(json.dumps(note, indent=2), encoding="utf-8")
 
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Whether a search, if this is one, goes where the monitored metric is better."""
+        checkpoints = config.callbacks.get("checkpoints")
+        asked = str(config.hydra.sweeper.get("direction", "")).rpartition(".")[2].lower()
+        wanted = {"min": "minimize", "max": "maximize"}[direction(checkpoints.monitor)] if checkpoints else asked
+        if asked and asked != wanted:
+            expected = f"{wanted}, which is better of callbacks.checkpoints.monitor={checkpoints.monitor}"
+            sys.stderr.write(f"{ConfigError('hydra.sweeper.direction', asked, expected)}\n")
+            raise SystemExit(2)
+
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         if _rank():
-            return  # a further process of a distributed job goes through the sweep as well
+            return
         sweep_dir = Path(config.hydra.sweep.dir)
         checkpoints = config.callbacks.get("checkpoints")
         try:
@@ -74,7 +91,7 @@ class SweepTable:
     def _nothing(self, **_: Any) -> None:
         """Hydra calls every hook of every callback."""
 
-    on_run_start = on_run_end = on_multirun_start = on_job_start = on_compose_config = _nothing
+    on_run_start = on_run_end = on_job_start = on_compose_config = _nothing
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:

@@ -18,7 +18,7 @@ from hfa.metrics.plot_read import most_read, plot_reads
 from hfa.metrics.recall import find_answers
 from hfa.models import LanguageModel
 from hfa.models.audit import Explanation, audit
-from hfa.training.artifact import load_artifact
+from hfa.training.artifact import as_trained, load_artifact
 from hfa.training.evaluation import check_ids, parts_at, predict
 from hfa.training.provenance import provenance
 from hfa.training.record import recorded
@@ -80,7 +80,7 @@ def explain(cfg: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = ()
             )
             if not case.reads:
                 raise DataError(
-                    f"{artifact.path} has no anchor layers to audit; choose a checkpoint of hfa or the hybrid."
+                    f"{artifact.path} has no anchor layers to audit; choose one that has, as with model=hfa."
                 )
             said = f"{name} at {length:,}: {'right' if case.right else 'wrong'}. {case.verdict}"
             texts = _texts(example, case, artifact.tokenizer)
@@ -91,7 +91,8 @@ def explain(cfg: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = ()
             out.print(escape(said), soft_wrap=True, highlight=False)
             out.print(str(picture), soft_wrap=True, highlight=False)
         record["metrics"] = found
-        whole = {"checkpoint": str(artifact.path), **provenance(cfg), "cases": report}
+        facts = provenance(as_trained(cfg, artifact, overrides))
+        whole = {"checkpoint": str(artifact.path), "training": artifact.provenance, **facts, "cases": report}
         (run_dir / "audit.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
     return found
 

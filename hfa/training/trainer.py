@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -82,7 +83,7 @@ class TrainerConfig(Config):
             log_every_n_steps=self.log_every_n_steps,
             accumulate_grad_batches=self.accumulate_grad_batches,
             gradient_clip_val=self.gradient_clip_val,
-            deterministic=self.deterministic,
+            deterministic="warn" if self.deterministic and self.device_kind == "gpu" else self.deterministic,
             logger=list(loggers),
             callbacks=list(callbacks),
             default_root_dir=run_dir,
@@ -97,11 +98,18 @@ class TrainerConfig(Config):
         """Make `threads` so, and look whether the devices are there before anything expensive begins.
 
         Raises:
-            ConfigError: this machine lacks the accelerator or the devices.
+            ConfigError: this machine lacks the accelerator or the devices; or the run is not of as many processes as
+                are there already, those of a sweep's first distributed job.
         """
         torch.set_num_threads(self.threads or _THREADS)
         quieten()
-        _ = self.num_devices
+        processes = self.num_devices * self.num_nodes
+        if self.strategy == "auto" and rank():
+            raise ConfigError("trainer.strategy", self.strategy, f"ddp or fsdp in process {rank()} of several")
+        there = dist.get_world_size() if dist.is_available() and dist.is_initialized() else processes
+        if there != processes:
+            remedy = "start one command for each number of processes"
+            raise ConfigError("trainer.devices", self.devices, f"{there} in all, as in the sweep's first job", remedy)
 
     @property
     def device_kind(self) -> Literal["cpu", "gpu"]:

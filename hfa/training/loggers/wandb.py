@@ -14,7 +14,7 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from hfa.config import PositiveFloat, config
-from hfa.errors import CheckpointError, PassingError, first_line
+from hfa.errors import CheckpointError, HFAError, PassingError, first_line
 from hfa.training.loggers.base import LoggerConfig, RunInfo
 from hfa.training.loggers.media import Media
 from hfa.training.trainer import rank
@@ -51,7 +51,10 @@ class WandbConfig(LoggerConfig):
             except wandb.Error as error:
                 mode, why = "offline", first_line(error)
         log.info("wandb: %s (%s).", mode, why)
-        return self._start(run, mode)
+        try:
+            return self._start(run, mode)
+        except (wandb.Error, ValueError) as error:  # nothing is far away now: it is a name or a tag that wandb refuses
+            raise HFAError(f"logger.wandb: {first_line(error)}; change what it names, or leave it out.") from None
 
     def _start(self, run: RunInfo, mode: Literal["online", "offline", "disabled"]) -> Wandb:
         previous = run_id(run.resumed_from) if run.resumed_from else None

@@ -625,3 +625,17 @@ def test_a_generation_is_read_once(start, model):
             await generation.next()
 
     asyncio.run(main())
+
+
+def test_states_that_do_not_fit_on_a_gpu_are_kept_on_the_cpu_with_their_model(start, tiny, monkeypatch, caplog):
+    def pool(model, device, *rest):
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return StatePool(model, device, *rest)
+
+    monkeypatch.setattr(engine_module, "StatePool", pool)
+    monkeypatch.setattr(engine_module, "place", lambda model, device: torch.device("cuda"))
+    engine = start(tiny("hfa"), state_budget_mib=8)
+    assert engine.load().device == "cpu"
+    assert "do not fit on cuda" in caplog.text
+    assert answer(engine, ask())[1].reason == "length"

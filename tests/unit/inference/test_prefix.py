@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import itertools
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from hfa.errors import ConfigError
 from hfa.inference import Engine, FinishEvent, GenerationRequest, Sampling
+from hfa.inference.disk import CheckpointFolder, Origin
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[3] / "conf" / "model").glob("*.yaml") if path.stem != "hf")
 EVERY = 64
@@ -176,6 +178,20 @@ def test_the_folder_keeps_its_budget(kept, tiny, prompt, tmp_path):
     for number in range(30):
         answer(engine, ask([number, *prompt], 1))
         assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 2**20
+
+
+def test_a_disk_that_is_full_keeps_no_half_of_a_checkpoint(tmp_path, monkeypatch, caplog):
+    folder = CheckpointFolder(tmp_path, Origin("a", "b"), 1 << 20)
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    folder.write(b"key", b"", 64, [torch.zeros(4)], [])
+    assert not list(folder.path.iterdir())
+    assert "could not be written" in caplog.text
+    assert folder.num_bytes == 0
 
 
 def test_a_stem_on_disk_outlives_what_stands_on_it(kept, tiny, prompt, tmp_path):

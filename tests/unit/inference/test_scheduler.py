@@ -119,6 +119,22 @@ def test_everybody_admitted_advances_in_turn():
     assert order == [first, second] * 3
 
 
+def test_who_waits_for_others_prompts_waits_in_the_queue(monkeypatch):
+    """Or the track record would call a model slow for what its callers asked beside it."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    one = scheduler(prefill_chunk=4)
+    first, second = sequence(12), sequence(2, 1)
+    one.add(first)
+    one.add(second)
+    one.schedule()
+    now[0] = 5.0
+    one.schedule()
+    for item, waited in ((first, 0.0), (second, 5.0)):
+        item.finish("length")
+        assert item.generation._events[-1].timing.queue_s == waited
+
+
 def test_short_prompts_share_one_step():
     one = scheduler()
     asked = [sequence(2, number) for number in range(4)]

@@ -397,6 +397,16 @@ def test_a_request_within_a_request_is_never_answered(shared, length, extra):
     assert len(answer) < 600  # what is left over may be refused as a request of its own
 
 
+@pytest.mark.parametrize("path", ["/v1/generate", "/nowhere"])
+def test_a_body_in_broken_chunks_is_400_and_fills_no_log(shared, path, caplog):
+    """Head and chunk in one piece: the request is on its way to the application when the chunk turns out to be none."""
+    for chunk in (b"ZZ\r\n", b"-1\r\nx\r\n", b"5\r\nhelloXX"):
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+        assert status(exchange(shared, head + chunk)) == 400
+    until_ok(shared)
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
+
+
 def test_a_head_without_end_is_refused(shared):
     answer = exchange(shared, b"GET /health HTTP/1.1\r\nhost: x\r\nx-long: " + b"a" * 200_000)
     assert answer == b"" or status(answer) in (400, 431)

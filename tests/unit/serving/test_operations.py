@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import configparser
 import errno
+import gc
 import json
 import logging
 import logging.config
 import os
 import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import types
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -36,7 +40,7 @@ from hfa.serving import loading
 from hfa.serving.loading import Loader
 from hfa.serving.logs import JSONFormatter
 from hfa.serving.miner import HFAMiner
-from hfa.serving.server import Server
+from hfa.serving.server import Server, allow_files
 from hfa.serving.service import priority
 
 ROOT = Path(__file__).parents[3]
@@ -164,6 +168,25 @@ def test_an_artifact_that_is_being_copied_is_loaded_once_it_is_here(settings, ru
     served.engine.close()
     (there / "README.md").write_text("a word more")
     assert loader.newer("hfa") is None, "the same weights are not loaded twice"
+
+
+def test_a_model_that_failed_to_load_is_let_go(settings, runs, tmp_path, monkeypatch):
+    """Whatever its error is kept for."""
+    made: list[weakref.ref] = []
+
+    def fail(engine, name):
+        made.append(weakref.ref(engine))
+        raise RuntimeError("boom") from ValueError(engine)
+
+    monkeypatch.setattr(loading, "_warm_up", fail)
+    monkeypatch.setattr(loading.log, "exception", lambda *_: None)  # pytest keeps what is logged, with its frames
+    folder = runs / "hfa" / "checkpoints" / "last"
+    loader = Loader(spec=str(folder), root=tmp_path, asked=["hfa"], engine=settings().engine)
+    assert loader.newer("hfa") is None
+    gc.collect()
+    assert made[0]() is None
+    with pytest.raises(RuntimeError, match="boom"):
+        loader.load(again=False)
 
 
 def test_a_watcher_that_is_loading_does_not_hold_up_the_end(monkeypatch):
@@ -336,15 +359,21 @@ def test_what_tls_cannot_be_served_with_is_one_sentence(settings, tmp_path):
             settings(f"server.tls_certificate={tmp_path / certificate}", f"server.tls_key={tmp_path / key}")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_the_status_page_on_all_addresses_and_beside_tls(start, tmp_path, caplog):
-    """In plain HTTP whatever the public port speaks, with all that a monitor asks for, and nothing that computes."""
-    caplog.set_level("INFO")
+@pytest.fixture
+def certified(tmp_path) -> tuple[str, str]:
+    """What makes a miner speak TLS."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
     words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
     words += ["-subj", "/CN=x", "-keyout", "key.pem", "-out", "cert.pem"]
     subprocess.run(["openssl", *words], cwd=tmp_path, check=True, stderr=-3)
-    tls = (f"server.tls_certificate={tmp_path / 'cert.pem'}", f"server.tls_key={tmp_path / 'key.pem'}")
-    running = start("server.status_host=0.0.0.0", *tls)
+    return f"server.tls_certificate={tmp_path / 'cert.pem'}", f"server.tls_key={tmp_path / 'key.pem'}"
+
+
+def test_the_status_page_on_all_addresses_and_beside_tls(start, certified, caplog):
+    """In plain HTTP whatever the public port speaks, with all that a monitor asks for, and nothing that computes."""
+    caplog.set_level("INFO")
+    running = start("server.status_host=0.0.0.0", *certified)
     port = re.search(r"Status page at http://0\.0\.0\.0:(\d+)", caplog.text)[1]
     url = f"http://127.0.0.1:{port}"
     assert "hfa miner" in HTTP.get(url).text
@@ -352,6 +381,29 @@ def test_the_status_page_on_all_addresses_and_beside_tls(start, tmp_path, caplog
     assert HTTP.get(url + "/ready").status_code == 204
     assert "hfa_registered 1.0" in HTTP.get(url + "/metrics").text
     assert HTTP.post(url + "/v1/generate").status_code == 404
+
+
+def test_a_handshake_that_never_begins_is_cut_off(start, certified):
+    """A connection that has not come through it is in no count, so it must not stay."""
+    running = start("server.head_timeout_s=0.5", *certified)
+    host, port = running.url.removeprefix("https://").split(":")
+    began = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=30) as silent:
+        assert silent.recv(1) == b""
+    assert time.monotonic() - began < 10
+    assert HTTP.get(running.url + "/health").status_code == 200
+
+
+@pytest.mark.parametrize(("hard", "allowed", "warned"), [(resource.RLIM_INFINITY, 1256, False), (600, 600, True)])
+def test_as_many_files_as_connections_need(monkeypatch, caplog, hard, allowed, warned):
+    limits = {"now": (512, hard)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, now: limits.update(now=now))
+    allow_files(1000)
+    assert limits["now"] == (allowed, hard)
+    assert ("600 open files are allowed here" in caplog.text) == warned
+    allow_files(10)
+    assert limits["now"] == (allowed, hard), "nothing is taken away"
 
 
 def test_a_status_port_that_is_taken_is_no_reason_not_to_mine(settings, tmp_path, caplog):

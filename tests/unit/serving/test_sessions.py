@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from hfa.inference.session import Exported
 from hfa.network.client import BittensorAuth
 
 
@@ -61,6 +64,35 @@ def test_an_export_is_taken_up_again(caller):
     refused = caller.http.post("/v1/sessions/import?model=hfa", content=data)
     assert refused.status_code == 422
     assert "another model" in refused.json()["error"]["message"]
+
+
+def test_an_import_that_is_taken_up_holds_the_place_of_the_next(caller, monkeypatch):
+    """Or a caller on a fast line would have any number of them in memory."""
+    one = caller.post("", model="simplemind")
+    caller.say(one["id"], "Once upon a time")
+    data = caller.http.get(f"/v1/sessions/{one['id']}/export").content
+    entered, gate, read = threading.Event(), threading.Event(), Exported.from_bytes
+
+    def slowly(data: bytes) -> Exported:
+        entered.set()
+        assert gate.wait(30)
+        return read(data)
+
+    monkeypatch.setattr(Exported, "from_bytes", slowly)
+
+    def load() -> httpx.Response:
+        return caller.http.post("/v1/sessions/import?model=simplemind", content=data)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(load)
+        assert entered.wait(30)
+        refused = load()
+        gate.set()
+        assert first.result().status_code == 200
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert "Another import of yours is under way" in refused.json()["error"]["message"]
+    assert load().status_code == 200
 
 
 def test_an_import_of_more_numbers_than_there_are_is_refused(caller):

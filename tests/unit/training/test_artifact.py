@@ -11,7 +11,7 @@ import torch
 
 from hfa import checkpoint
 from hfa.errors import ConfigError
-from hfa.training.artifact import load_artifact
+from hfa.training.artifact import as_trained, load_artifact
 from hfa.training.fit import build_data, build_model
 from hfa.training.settings import EvaluationSettings, TrainSettings, read_settings
 
@@ -68,6 +68,16 @@ def test_what_the_checkpoint_is_not_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         loaded(f"checkpoint={tmp_path / 'outputs/hfa/checkpoints/best'}", override)
+
+
+def test_what_is_measured_is_written_down_as_it_was_trained(
+    loaded: Callable[..., checkpoint.Artifact], composed: Compose
+) -> None:
+    cfg = composed("mode=evaluate", "model=hfa")  # as composed, and not chosen
+    artifact = loaded("checkpoint=best")
+    assert as_trained(cfg, artifact, [])["model"] == artifact.provenance["config"]["model"] != cfg["model"]
+    assert as_trained(cfg, artifact, [])["data"] == cfg["data"]
+    assert as_trained({**cfg, "name": "mine"}, artifact, ["name=mine"])["name"] == "mine"
 
 
 def test_weights_of_half_the_precision_are_computed_with_in_full(

@@ -297,6 +297,7 @@ def test_any_checkpoint_on_any_data(composed: Compose, settings: TrainSettings, 
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (report["checkpoint"], report["training"]["step"]) == (str(folder), 7)
     assert {"commit", "seed", "command", "date", "config"} <= report.keys()
+    assert report["retrieval"] == "index", "a GPU would look at every key"
     assert [(entry["length"], entry["answers"]) for entry in report["recall"]] == [(128, 16), (512, 16)]
     assert report["recall"][1]["retention"]["storage"] | {"interval": None} == {
         "value": 1.0,

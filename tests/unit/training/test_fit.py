@@ -15,6 +15,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from hfa import checkpoint
 from hfa.errors import CheckpointError, ConfigError, DataError
@@ -118,6 +119,21 @@ def test_a_run_that_stops_early_says_so_and_keeps_what_it_has_waited(
 def test_what_is_wrong_with_a_task_is_one_sentence(composed: Compose, tmp_path: Path, workers: int) -> None:
     with pytest.raises(DataError, match=r"^needle: seq_len is 64"):
         train(composed("data.seq_len=64", f"loader.num_workers={workers}"), tmp_path)
+
+
+def test_what_only_a_later_example_shows_is_one_sentence_from_a_worker_too(composed: Compose, tmp_path: Path) -> None:
+    crowded = ("data.sources.needle.num_needles=[1,32]", "data.sources.needle.num_questions=1", "loader.num_workers=1")
+    with pytest.raises(DataError, match=r"^needle: seq_len is 256[^\n]*$"):
+        train(composed(*crowded), tmp_path)
+
+
+def test_what_cannot_be_validated_on_is_found_before_any_step(composed: Compose, tmp_path: Path) -> None:
+    cfg = composed()
+    sources = cfg["data"]["sources"]
+    sources["needle"]["haystack"] = {**sources["text"], "val_fraction": 0.0}
+    with pytest.raises(DataError, match="the val split has no documents"):
+        train(cfg, tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["metrics"]["step"] == 0
 
 
 def test_a_run_that_is_terminated_before_its_steps_is_interrupted(composed: Compose, tmp_path: Path) -> None:
@@ -282,6 +298,26 @@ def test_all_devices_of_a_machine_without_gpus_is_no_number(composed: Compose, t
         pytest.skip("there are GPUs")
     with pytest.raises(ConfigError, match=r"trainer.devices: got -1, expected a number of processes"):
         train(composed("trainer=ddp", "trainer.accelerator=auto", "trainer.devices=-1"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "processes", "rank", "message"),
+    [
+        ("trainer.devices=2", 1, 0, r"trainer.devices: got 2, expected 1 in all, as in the sweep's first job"),
+        ("trainer.devices=1", 2, 0, r"trainer.devices: got 1, expected 2 in all"),
+        ("trainer.devices=1", 1, 1, r"trainer.strategy: got 'auto', expected ddp or fsdp in process 1 of several"),
+    ],
+)
+def test_a_job_of_a_sweep_is_of_the_processes_that_are_there(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, processes: int, rank: int,
+    message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    strategy = () if rank else ("trainer.strategy=ddp",)
+    with pytest.raises(ConfigError, match=message):
+        train(composed(*strategy, override), tmp_path / "run")
 
 
 def test_a_run_directory_holds_one_run(composed: Compose, tmp_path: Path) -> None:

@@ -144,6 +144,33 @@ def test_a_further_process_writes_no_table(sweep_dir: Path, monkeypatch: pytest.
     assert not (sweep_dir / "sweep.csv").exists()
 
 
+def test_a_further_process_goes_on_after_a_failure_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    outcome = failed(RuntimeError("boom"))
+    SweepTable().on_job_end(config(tmp_path, 0), outcome)
+    assert outcome.status == JobStatus.COMPLETED, "it would end, and Lightning kill the first process for that"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_is_told_of_a_run_without_a_number(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    outcome = JobReturn(status=JobStatus.COMPLETED, _return_value=None)
+    SweepTable().on_job_end(config(tmp_path, 0), outcome)
+    assert outcome.return_value == math.inf
+
+
+def test_a_search_goes_where_the_metric_is_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = config(tmp_path, 0)
+    SweepTable().on_multirun_start(cfg)
+    cfg.callbacks.checkpoints.monitor = "val/recall/needle"
+    with pytest.raises(SystemExit) as ended:
+        SweepTable().on_multirun_start(cfg)
+    assert ended.value.code == 2
+    assert "hydra.sweeper.direction: got 'minimize', expected maximize" in capsys.readouterr().err
+    del cfg.hydra.sweeper.direction  # a sweep that searches nothing
+    SweepTable().on_multirun_start(cfg)
+
+
 def test_single_runs_are_left_alone(tmp_path: Path) -> None:
     from hydra.types import RunMode
 

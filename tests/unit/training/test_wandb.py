@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import wandb
 
-from hfa.errors import CheckpointError
+from hfa.errors import CheckpointError, HFAError
 from hfa.metrics.recall import Cell
 from hfa.training import LMModule, evaluate, train
 from hfa.training.loggers import read_metrics
@@ -156,6 +156,11 @@ def test_an_evaluation_leaves_its_table_and_its_pictures(composed: Compose, tmp_
     rows = (tmp_path / "evaluation" / "retention.csv").read_text().splitlines()
     assert rows[0] == ",".join(Cell._fields)
     assert len(rows) == 1 + len(logged["data"])
+
+
+def test_a_name_that_wandb_refuses_is_one_sentence(composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(HFAError, match=r"^logger.wandb: .*me/hfa.*; change what it names, or leave it out\.$"):
+        train(composed("logger=wandb", "logger.wandb.project=me/hfa"), tmp_path / "run")
 
 
 def test_nobody_answers(
