@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ DECODE_TOKENS = 16  # a measurement of decoding is this many tokens
 STATE_TOKENS = 100_000
 LEAST_ROUNDS = 3  # measurements of a cell of which an interval can be made
 _COUNTED_TOKENS: dict[Regime, int] = {"prefill": 16384, "train": 4096}  # what is allocated is counted up to here
+_MAPPING_STEPS = 2  # of training, until hardly any memory is mapped anew
 _WARM_TOKENS = 4096  # as many as it takes to have met every kernel of prefill
 _MEMORY_SHARE = 0.8  # of what is free: beyond it a worker's allocation fails, instead of the machine
 _PRELOAD = ["experiments.complexity.measure"]
@@ -137,7 +139,7 @@ class Cell:
     def measure(self) -> Facts:
         """Once over the whole length: seconds by the clock and of the processor, and memory beyond the model's own.
 
-        In training, of the second of two steps: the first maps the memory that the second one finds, as in train.py.
+        In training of the last of a few steps, which finds the memory that those before it mapped, as in train.py.
         """
         if self.regime == "prefill":
             return self._peak(lambda: self._timed(lambda: self._prefill(self.tokens)))
@@ -145,11 +147,12 @@ class Cell:
             return self._peak(lambda: self._timed(lambda: self._decode(DECODE_TOKENS)))
         keep_freed_memory()
 
-        def second() -> Facts:
-            self._train(self.tokens)
+        def last() -> Facts:
+            for _ in range(_MAPPING_STEPS):
+                self._train(self.tokens)
             return self._timed(lambda: self._train(self.tokens))
 
-        measured = self._peak(second)
+        measured = self._peak(last)
         self.subject.body.zero_grad(set_to_none=True)
         give_back()  # the others of this cell take their turns meanwhile
         return measured
@@ -208,6 +211,8 @@ class Cell:
 def _serve(pipe: Connection, name: str, regime: Regime, length: int, rounds: int, threads: int, seed: int) -> None:
     """A worker's life: build, then answer until nobody asks any more."""
     torch.set_num_threads(threads)
+    if regime == "train":
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # torch looks at the first large tensor; train.py has none of it
     try:
         _limit_memory()
         torch.manual_seed(seed)
