@@ -100,7 +100,8 @@ def slopes() -> Table:
     """Slopes of our models' log time and log peak memory over log length, with their bootstrap intervals."""
     rows, claims = [], []
     regimes: dict[Regime, str] = {"prefill": "prefill", "train": "training", "decode": "decode, of a token"}
-    for (model, name), (regime, title) in itertools.product(_TITLES.items(), regimes.items()):
+    models = {**_TITLES, "hfa-tiny": "HFA, tiny"}  # which is measured for its slope alone
+    for (model, name), (regime, title) in itertools.product(models.items(), regimes.items()):
         source = _COMPLEXITY.format(regime)
         data, made = read(source)
         results = Results(data)

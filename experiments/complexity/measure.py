@@ -7,8 +7,8 @@ and run nothing, so that it starts at once, with a clean peak of memory, and its
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -35,6 +35,7 @@ _COUNTED_TOKENS: dict[Regime, int] = {"prefill": 16384, "train": 4096}  # what i
 _MAPPING_STEPS = 2  # of training, until hardly any memory is mapped anew
 _WARM_TOKENS = 4096  # as many as it takes to have met every kernel of prefill
 _MEMORY_SHARE = 0.8  # of what is free: beyond it a worker's allocation fails, instead of the machine
+_PR_SET_THP_DISABLE = 41  # see prctl(2)
 _PRELOAD = ["experiments.complexity.measure"]
 
 
@@ -139,7 +140,7 @@ class Cell:
     def measure(self) -> Facts:
         """Once over the whole length: seconds by the clock and of the processor, and memory beyond the model's own.
 
-        In training of the last of a few steps, which finds the memory that those before it mapped, as in train.py.
+        In training, of the last of a few steps, which finds the memory that those before it mapped, as in train.py.
         """
         if self.regime == "prefill":
             return self._peak(lambda: self._timed(lambda: self._prefill(self.tokens)))
@@ -212,7 +213,7 @@ def _serve(pipe: Connection, name: str, regime: Regime, length: int, rounds: int
     """A worker's life: build, then answer until nobody asks any more."""
     torch.set_num_threads(threads)
     if regime == "train":
-        os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # torch looks at the first large tensor; train.py has none of it
+        _without_huge_pages()
     try:
         _limit_memory()
         torch.manual_seed(seed)
@@ -226,6 +227,12 @@ def _serve(pipe: Connection, name: str, regime: Regime, length: int, rounds: int
         said = (str(error).strip().splitlines() or [""])[0]
         with contextlib.suppress(BrokenPipeError):
             pipe.send({"failed": f"{type(error).__name__}: {said[:200]}"})
+
+
+def _without_huge_pages() -> None:
+    """As train.py runs, whatever torch was told when the server of these processes imported it."""
+    with contextlib.suppress(AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 def _limit_memory() -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 
 import torch
 
 from hfa.errors import ConfigError
-from hfa.models import LanguageModel
-
-log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
@@ -33,16 +29,3 @@ def choose_device(name: str) -> torch.device:
         seen = f"torch sees {torch.cuda.device_count()} CUDA devices here"
         raise ConfigError("device", name, "a device of this machine", f"{seen}, and auto or cpu always works")
     return device
-
-
-def place(model: LanguageModel, device: torch.device) -> torch.device:
-    """Move `model` to `device`, or to the CPU when it does not fit there; returns where it is."""
-    try:
-        model.to(device)
-        return device
-    except torch.OutOfMemoryError as error:
-        if device == CPU:
-            raise
-        log.warning("%s does not fit on %s (%s); it runs on the CPU", type(model).__name__, device, error)
-    model.to(CPU)
-    return CPU

@@ -18,7 +18,7 @@ import torch
 
 from hfa.config import Config, NonNegativeInt, PositiveInt, config
 from hfa.errors import ConfigError, RequestError, first_line
-from hfa.inference.device import CPU, choose_device, is_device_name, place
+from hfa.inference.device import CPU, choose_device, is_device_name
 from hfa.inference.disk import Origin
 from hfa.inference.generation import Generation, woken_together
 from hfa.inference.pool import StatePool
@@ -87,21 +87,26 @@ class EngineConfig(Config):
                 "long_prompt_chunk", self.long_prompt_chunk, f"a divisor of prefill_chunk={self.prefill_chunk}"
             )
 
-    def build(self, model: LanguageModel, name: str, tokenizer: str = "") -> Engine:
+    def build(self, model: LanguageModel, name: str, tokenizer: str = "", *, fall_back: bool = True) -> Engine:
         """Start an engine for `model`, which it takes over and moves to its device.
 
         Args:
             model: in any mode, on any device.
             name: for logs and refusals.
             tokenizer: fingerprint of the vocabulary; states are not carried to another one.
+            fall_back: to the CPU, where a GPU has no room for the model and its states.
+
+        Raises:
+            ConfigError: a device that is not there, or budgets that hold nothing.
+            torch.OutOfMemoryError: no room, and no falling back.
         """
-        device = place(model.eval(), choose_device(self.device))
+        device, model = choose_device(self.device), model.eval()
         try:
-            pool = self._pool(model, device)
+            pool = self._pool(model.to(device), device)
         except torch.OutOfMemoryError as error:
-            if device == CPU:
+            if device == CPU or not fall_back:
                 raise
-            log.warning("The states of %s do not fit on %s (%s); it runs on the CPU", name, device, first_line(error))
+            log.warning("%s and its states do not fit on %s (%s); it runs on the CPU", name, device, first_line(error))
             pool = self._pool(model.to(CPU), CPU)
         if pool.page_size and self.checkpoint_every % pool.page_size:
             raise ConfigError(

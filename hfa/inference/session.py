@@ -90,7 +90,7 @@ class Exported(NamedTuple):
 
 
 class Sessions:
-    """The sessions of one engine. Only its thread may call these.
+    """The sessions of one engine. Only its thread may call these; any may look at `num_bytes`.
 
     Their pages are kept as those of checkpoints are: when streams need the room, the state of the session unused for
     longest goes, and its tokens stay; they are read again when it is continued.

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from hfa import checkpoint
 from hfa.allocator import give_back
 from hfa.errors import CheckpointError, ConfigError, HFAError, RequestError
@@ -83,7 +85,7 @@ class Loader:
             if not artifact.model.config.served:
                 raise CheckpointError(f"{artifact.path}: {artifact.model.config.title} is measured and not served.")
             _fit_vocabulary(artifact, name)
-            engine = self._engine.build(artifact.model, name, artifact.tokenizer.fingerprint())
+            engine = self._built(artifact, name)
             try:
                 _warm_up(engine, name)
             except BaseException:
@@ -110,6 +112,17 @@ class Loader:
         role = ", the default" if name == self._asked[0] else ""
         log.info("%s: %s parameters on %s%s, from %s", name, f"{size:,}", device, role, artifact.path)
         return Served(engine, artifact.tokenizer, artifact.path)
+
+    def _built(self, artifact: checkpoint.Artifact, name: str) -> Engine:
+        serves = name in self._loaded
+        try:
+            return self._engine.build(artifact.model, name, artifact.tokenizer.fingerprint(), fall_back=not serves)
+        except torch.OutOfMemoryError:
+            if not serves:
+                raise
+            raise CheckpointError(
+                f"{artifact.path} has no room beside what serves; lower engine.state_budget_mib, or start again."
+            ) from None
 
     def _fate(self, name: str) -> str:
         """What becomes of a model that could not be loaded."""

@@ -29,7 +29,7 @@ def load_artifact(
         CheckpointError: nothing fits.
         ConfigError: a value of the model or of the tokenizer was chosen, and the checkpoint has another one.
     """
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    keys = _keys(overrides)
     target = str(cfg["model"]["_target_"]).rpartition(".")[2]
     named = {kind.__name__: name for name, kind in architectures().items()}.get(target) if "model" in keys else None
     artifact = checkpoint.load(_folder(settings, named), device)
@@ -47,8 +47,12 @@ def as_trained(cfg: Mapping[str, Any], artifact: checkpoint.Artifact, overrides:
     """`cfg` with the model and the tokenizer that are measured, in place of what was composed; and, unless the command
     line has one, with the name."""
     trained = artifact.provenance.get("config") or {}
-    groups = ("model", "tokenizer", *(() if any(override.startswith("name=") for override in overrides) else ("name",)))
-    return {**cfg, **{key: trained[key] for key in groups if key in trained}}
+    own = {"model", "tokenizer", "name"} - ({"name"} & set(_keys(overrides)))
+    return {**cfg, **{key: value for key, value in trained.items() if key in own}}
+
+
+def _keys(overrides: Sequence[str]) -> list[str]:
+    return [override.lstrip("+~").partition("=")[0] for override in overrides]
 
 
 def _is_of(group: str, key: str) -> bool:

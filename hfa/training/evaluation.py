@@ -119,7 +119,7 @@ def evaluate(cfg: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = (
 
     Args:
         cfg: the resolved configuration, plain data.
-        run_dir: gets evaluation.json, retention.csv, plots/, run.json and config.yaml.
+        run_dir: gets evaluation.json, retention.csv, plots/, run.json and, as it was composed, config.yaml.
         overrides: of the command line; those of the model have to agree with the checkpoint.
 
     Returns:

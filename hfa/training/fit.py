@@ -172,7 +172,7 @@ def started_loggers(
     """metrics.csv and the configured loggers, closed at the end whatever happens."""
     old_metrics = resumed.run_dir / "metrics.csv" if resumed else None
     metrics = MetricsCSV(run_dir / "metrics.csv", resumed_from=old_metrics, resumed_step=resumed.step if resumed else 0)
-    run = RunInfo(settings.name, run_dir, cfg, resumed.run_dir if resumed else None)
+    run = RunInfo(cfg["name"], run_dir, cfg, resumed.run_dir if resumed else None)
     loggers: list[Logger] = [metrics]
     try:
         for logger in settings.logger.values():

@@ -45,16 +45,17 @@ class WandbConfig(LoggerConfig):
             mode, why = (
                 ("online", "") if has_credentials() else ("offline", "no credentials; `wandb login` stores some")
             )
-        if mode == "online":
-            try:
-                return self._start(run, "online")
-            except wandb.Error as error:
-                mode, why = "offline", first_line(error)
-        log.info("wandb: %s (%s).", mode, why)
         try:
+            if mode == "online":
+                try:
+                    return self._start(run, "online")
+                except wandb.Error as error:
+                    mode, why = "offline", first_line(error)
+            log.info("wandb: %s (%s).", mode, why)
             return self._start(run, mode)
         except (wandb.Error, ValueError) as error:  # nothing is far away now: it is a name or a tag that wandb refuses
-            raise HFAError(f"logger.wandb: {first_line(error)}; change what it names, or leave it out.") from None
+            said = " ".join(str(error).split()).rstrip(".")
+            raise HFAError(f"logger.wandb: {said}; change what it names, or leave it out.") from None
 
     def _start(self, run: RunInfo, mode: Literal["online", "offline", "disabled"]) -> Wandb:
         previous = run_id(run.resumed_from) if run.resumed_from else None

@@ -20,7 +20,6 @@ import hfa.inference.engine as engine_module
 from hfa.config import from_mapping
 from hfa.errors import ConfigError, RequestError
 from hfa.inference import Engine, EngineConfig, FinishEvent, GenerationRequest, Sampling, TokenEvent
-from hfa.inference.device import place
 from hfa.inference.pool import StatePool
 from hfa.inference.runner import Runner
 from hfa.inference.sequence import Sequence
@@ -575,18 +574,31 @@ def test_a_request_that_cannot_begin_ends_with_an_error(start, tiny):
     assert asyncio.run(again())[0] == expected
 
 
-def test_a_model_too_large_for_its_device_is_placed_on_the_cpu(model, caplog):
-    moved = []
+@pytest.mark.parametrize("where", ["weights", "states"])
+def test_what_does_not_fit_on_its_device_runs_on_the_cpu(start, limits, tiny, monkeypatch, caplog, where):
+    small, model, move = torch.device("cpu:0"), tiny("hfa"), type(tiny("hfa")).to
 
-    def to(device):
-        moved.append(str(device))
-        if device.index is not None:
+    def full(at, device):
+        if where == at and device == small:
             raise torch.OutOfMemoryError("8 GiB asked, 4 GiB free")
 
-    model.to = to
-    assert place(model, torch.device("cpu:0")) == torch.device("cpu")
-    assert moved == ["cpu:0", "cpu"]
-    assert "8 GiB asked" in caplog.text
+    def to(model, device):
+        full("weights", device)
+        return move(model, device)
+
+    def pool(model, device, *rest):
+        full("states", device)
+        return StatePool(model, device, *rest)
+
+    monkeypatch.setattr(type(model), "to", to)
+    monkeypatch.setattr(engine_module, "StatePool", pool)
+    monkeypatch.setattr(engine_module, "choose_device", lambda name: small)
+    engine = start(model, state_budget_mib=8)
+    assert engine.load().device == "cpu"
+    assert "do not fit on cpu:0 (8 GiB asked, 4 GiB free); it runs on the CPU" in caplog.text
+    assert answer(engine, ask())[1].reason == "length"
+    with pytest.raises(torch.OutOfMemoryError):
+        EngineConfig(**limits | {"state_budget_mib": 8}).build(tiny("hfa"), "hash", fall_back=False)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "tpu"])
@@ -625,17 +637,3 @@ def test_a_generation_is_read_once(start, model):
             await generation.next()
 
     asyncio.run(main())
-
-
-def test_states_that_do_not_fit_on_a_gpu_are_kept_on_the_cpu_with_their_model(start, tiny, monkeypatch, caplog):
-    def pool(model, device, *rest):
-        if device.type == "cuda":
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return StatePool(model, device, *rest)
-
-    monkeypatch.setattr(engine_module, "StatePool", pool)
-    monkeypatch.setattr(engine_module, "place", lambda model, device: torch.device("cuda"))
-    engine = start(tiny("hfa"), state_budget_mib=8)
-    assert engine.load().device == "cpu"
-    assert "do not fit on cuda" in caplog.text
-    assert answer(engine, ask())[1].reason == "length"

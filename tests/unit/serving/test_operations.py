@@ -34,6 +34,7 @@ import yaml
 from hfa import checkpoint
 from hfa.data.tokenizers.byte import ByteTokenizer
 from hfa.errors import CheckpointError, ConfigError, RequestError
+from hfa.inference import EngineConfig
 from hfa.network.base import Neuron
 from hfa.network.client import BittensorAuth
 from hfa.serving import loading
@@ -187,6 +188,28 @@ def test_a_model_that_failed_to_load_is_let_go(settings, runs, tmp_path, monkeyp
     assert made[0]() is None
     with pytest.raises(RuntimeError, match="boom"):
         loader.load(again=False)
+
+
+def test_newer_weights_without_room_beside_the_old_are_left_alone(settings, tiny, tmp_path, monkeypatch, caplog):
+    """A GPU may not hold both: the old ones go on where they are, and the newer ones are read once."""
+    folder, build, tried = tmp_path / "hfa" / "checkpoints" / "last", EngineConfig.build, []
+
+    def full(self, model, name, tokenizer, *, fall_back):
+        tried.append(fall_back)
+        if not fall_back:
+            raise torch.OutOfMemoryError("no memory left")
+        return build(self, model, name, tokenizer)
+
+    monkeypatch.setattr(EngineConfig, "build", full)
+    loader = Loader(spec="latest", root=tmp_path, asked=["hfa"], engine=settings().engine)
+    checkpoint.save(folder, model=tiny("hfa"), tokenizer=ByteTokenizer(), provenance={})
+    loader.newer("hfa").engine.close()
+    checkpoint.save(folder, model=tiny("hfa", d_ff=48), tokenizer=ByteTokenizer(), provenance={})
+    assert loader.newer("hfa") is None
+    assert loader.newer("hfa") is None
+    assert tried == [True, False]
+    assert "hfa goes on as it is: " in caplog.text
+    assert "has no room beside what serves" in caplog.text
 
 
 def test_a_watcher_that_is_loading_does_not_hold_up_the_end(monkeypatch):
@@ -385,12 +408,10 @@ def test_the_status_page_on_all_addresses_and_beside_tls(start, certified, caplo
 
 def test_a_handshake_that_never_begins_is_cut_off(start, certified):
     """A connection that has not come through it is in no count, so it must not stay."""
-    running = start("server.head_timeout_s=0.5", *certified)
+    running = start("server.head_timeout_s=2", *certified)
     host, port = running.url.removeprefix("https://").split(":")
-    began = time.monotonic()
     with socket.create_connection((host, int(port)), timeout=30) as silent:
-        assert silent.recv(1) == b""
-    assert time.monotonic() - began < 10
+        assert silent.recv(1) == b"", "uvicorn by itself waits a minute"
     assert HTTP.get(running.url + "/health").status_code == 200
 
 

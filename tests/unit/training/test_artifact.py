@@ -77,7 +77,7 @@ def test_what_is_measured_is_written_down_as_it_was_trained(
     artifact = loaded("checkpoint=best")
     assert as_trained(cfg, artifact, [])["model"] == artifact.provenance["config"]["model"] != cfg["model"]
     assert as_trained(cfg, artifact, [])["data"] == cfg["data"]
-    assert as_trained({**cfg, "name": "mine"}, artifact, ["name=mine"])["name"] == "mine"
+    assert as_trained({**cfg, "name": "mine"}, artifact, ["++name=mine"])["name"] == "mine"
 
 
 def test_weights_of_half_the_precision_are_computed_with_in_full(

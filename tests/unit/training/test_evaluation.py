@@ -286,7 +286,8 @@ def test_data_with_ids_that_the_model_lacks(settings: TrainSettings, composed: C
 def test_any_checkpoint_on_any_data(composed: Compose, settings: TrainSettings, tmp_path: Path) -> None:
     tokenizer, source = build_data(settings)
     folder = tmp_path / "outputs" / "smoke" / "earlier" / "checkpoints" / "best"
-    checkpoint.save(folder, model=build_model(settings, tokenizer, source), tokenizer=tokenizer, provenance={"step": 7})
+    facts = {"step": 7, "config": composed()}
+    checkpoint.save(folder, model=build_model(settings, tokenizer, source), tokenizer=tokenizer, provenance=facts)
     cfg = composed("mode=evaluate", "checkpoint=best", "model.num_heads=5", "evaluate.lengths=[128,512]")
     cfg["data"] = {**cfg["data"]["sources"]["mqar"], "vocab_size": 200, "num_pairs": 4}
     metrics = evaluate(cfg, tmp_path / "run")
@@ -297,6 +298,7 @@ def test_any_checkpoint_on_any_data(composed: Compose, settings: TrainSettings, 
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (report["checkpoint"], report["training"]["step"]) == (str(folder), 7)
     assert {"commit", "seed", "command", "date", "config"} <= report.keys()
+    assert report["config"]["model"] == facts["config"]["model"], "what was measured, not what was composed"
     assert report["retrieval"] == "index", "a GPU would look at every key"
     assert [(entry["length"], entry["answers"]) for entry in report["recall"]] == [(128, 16), (512, 16)]
     assert report["recall"][1]["retention"]["storage"] | {"interval": None} == {

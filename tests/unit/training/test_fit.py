@@ -22,8 +22,10 @@ from hfa.errors import CheckpointError, ConfigError, DataError
 from hfa.training import callbacks, train
 from hfa.training.callbacks import Interrupted
 from hfa.training.callbacks.checkpoints import Checkpoints, CheckpointsConfig
+from hfa.training.fit import build_data
 from hfa.training.loggers import read_metrics
 from hfa.training.record import recorded
+from hfa.training.settings import TrainSettings, read_settings
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -122,7 +124,10 @@ def test_what_is_wrong_with_a_task_is_one_sentence(composed: Compose, tmp_path: 
 
 
 def test_what_only_a_later_example_shows_is_one_sentence_from_a_worker_too(composed: Compose, tmp_path: Path) -> None:
-    crowded = ("data.sources.needle.num_needles=[1,32]", "data.sources.needle.num_questions=1", "loader.num_workers=1")
+    crowded = ("data.sources.needle.num_needles=[32,1,1,1]", "data.sources.needle.num_questions=1", "loader.num_workers=1")
+    settings = read_settings(composed(*crowded), TrainSettings)
+    for split in ("train", "val"):
+        build_data(settings)[1].parts()["needle"].example(0, split)  # this process looks at it, and finds nothing
     with pytest.raises(DataError, match=r"^needle: seq_len is 256[^\n]*$"):
         train(composed(*crowded), tmp_path)
 

@@ -158,9 +158,12 @@ def test_an_evaluation_leaves_its_table_and_its_pictures(composed: Compose, tmp_
     assert len(rows) == 1 + len(logged["data"])
 
 
-def test_a_name_that_wandb_refuses_is_one_sentence(composed: Compose, tmp_path: Path) -> None:
-    with pytest.raises(HFAError, match=r"^logger.wandb: .*me/hfa.*; change what it names, or leave it out\.$"):
-        train(composed("logger=wandb", "logger.wandb.project=me/hfa"), tmp_path / "run")
+@pytest.mark.parametrize(("override", "named"), [("project=me/hfa", "me/hfa"), ("tags=['']", "tag")])
+def test_a_name_that_wandb_refuses_is_one_sentence(
+    composed: Compose, tmp_path: Path, override: str, named: str
+) -> None:
+    with pytest.raises(HFAError, match=rf"^logger.wandb: .*{named}.*; change what it names, or leave it out\.$"):
+        train(composed("logger=wandb", f"logger.wandb.{override}"), tmp_path / "run")
 
 
 def test_nobody_answers(
