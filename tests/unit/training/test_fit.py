@@ -124,7 +124,11 @@ def test_what_is_wrong_with_a_task_is_one_sentence(composed: Compose, tmp_path: 
 
 
 def test_what_only_a_later_example_shows_is_one_sentence_from_a_worker_too(composed: Compose, tmp_path: Path) -> None:
-    crowded = ("data.sources.needle.num_needles=[32,1,1,1]", "data.sources.needle.num_questions=1", "loader.num_workers=1")
+    crowded = (
+        "data.sources.needle.num_needles=[32,1,1,1]",
+        "data.sources.needle.num_questions=1",
+        "loader.num_workers=1",
+    )
     settings = read_settings(composed(*crowded), TrainSettings)
     for split in ("train", "val"):
         build_data(settings)[1].parts()["needle"].example(0, split)  # this process looks at it, and finds nothing
