@@ -185,7 +185,7 @@ def environment(threads: int) -> dict[str, str]:
     """What every process of a run is started with.
 
     Large temporaries come in huge pages: that helps every model here, by up to a third, and else a run measures page
-    faults. Training has none (see `measure`): there, memory is kept from one step to the next.
+    faults. :mod:`experiments.complexity.measure` does without in training, where memory is kept for the next step.
     """
     counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
     return {**counts, "THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "1")}

@@ -44,10 +44,12 @@ def load_artifact(
 
 
 def as_trained(cfg: Mapping[str, Any], artifact: checkpoint.Artifact, overrides: Sequence[str]) -> dict[str, Any]:
-    """`cfg` with the model and the tokenizer that are measured, in place of what was composed; and, unless the command
-    line has one, with the name."""
+    """`cfg` with the checkpoint's own model and tokenizer in place of those that were composed.
+
+    So with its name, unless the command line has one.
+    """
     trained = artifact.provenance.get("config") or {}
-    own = {"model", "tokenizer", "name"} - ({"name"} & set(_keys(overrides)))
+    own = {"model", "tokenizer", *({"name"} - set(_keys(overrides)))}
     return {**cfg, **{key: value for key, value in trained.items() if key in own}}
 
 

@@ -165,17 +165,15 @@ def _evaluate(
     folder, name = artifact.path, artifact.model.config.title
     step = int(artifact.provenance.get("step") or 0)
     log.info("Evaluating %s from %s", name, folder)
-    retrieval = {}
-    if can_audit(artifact.model):
-        retrieval["retrieval"] = "exact" if settings.trainer.device_kind == "gpu" else "index"
-        if retrieval["retrieval"] == "exact":
-            log.warning("A GPU looks at every key: model.num_trees, beam, leaf_size and num_ranked are not measured.")
+    exact = settings.trainer.device_kind == "gpu" and can_audit(artifact.model)
+    if exact:
+        log.warning("A GPU looks at every key: model.num_trees, beam, leaf_size and num_ranked are not measured.")
 
     def keep(found: Evaluation) -> None:  # the longest may not fit into memory, or be cut off
         report = {
             "checkpoint": str(folder),
             "training": artifact.provenance,
-            **retrieval,
+            "exact_retrieval": exact,
             **provenance(cfg, documents=source.fingerprint),
             **found.to_json(),
         }

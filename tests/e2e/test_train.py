@@ -227,6 +227,27 @@ def test_two_processes_train_one_model(tmp_path: Path, command: list[str]) -> No
     assert checkpoint.load(tmp_path / "ddp" / "checkpoints" / "best").provenance["step"] == 3
 
 
+@pytest.mark.parametrize(
+    ("swept", "ended", "said"),
+    [
+        (["trainer.devices=1,2"], ["finished", "failed"], "trainer.devices: got 2, expected 1 in all"),
+        (["trainer.devices=2", "model.num_heads=3,2"], ["failed", "finished"], "model.num_heads: got 3"),
+    ],
+    ids=["other processes than the first job's", "a job that fails before there are several"],
+)
+def test_a_sweep_of_distributed_jobs(
+    tmp_path: Path, command: list[str], swept: list[str], ended: list[str], said: str
+) -> None:
+    arguments = [*command, "-m", "trainer.strategy=ddp", "trainer.max_steps=2", "model=hfa", *swept]
+    code, out, err = run(tmp_path, *arguments)
+    assert code == 1, out + err
+    (table,) = tmp_path.glob("outputs/sweep/*/sweep.csv")
+    with table.open() as file:
+        jobs = list(csv.DictReader(file))
+    assert [job["status"] for job in jobs] == ended
+    assert said in jobs[ended.index("failed")]["error"]
+
+
 def test_a_run_goes_on_with_more_processes(tmp_path: Path, command: list[str]) -> None:
     common = [*command, "scheduler=constant", "trainer.val_check_interval=2"]
     assert run(tmp_path, *common, "trainer.max_steps=2", "hydra.run.dir=one")[0] == 0

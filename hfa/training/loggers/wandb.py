@@ -46,16 +46,20 @@ class WandbConfig(LoggerConfig):
                 ("online", "") if has_credentials() else ("offline", "no credentials; `wandb login` stores some")
             )
         try:
-            if mode == "online":
-                try:
-                    return self._start(run, "online")
-                except wandb.Error as error:
-                    mode, why = "offline", first_line(error)
-            log.info("wandb: %s (%s).", mode, why)
-            return self._start(run, mode)
+            return self._begin(run, mode, why)
         except (wandb.Error, ValueError) as error:  # nothing is far away now: it is a name or a tag that wandb refuses
             said = " ".join(str(error).split()).rstrip(".")
             raise HFAError(f"logger.wandb: {said}; change what it names, or leave it out.") from None
+
+    def _begin(self, run: RunInfo, mode: Any, why: str) -> Wandb:
+        """Start as `mode` says, or offline where that is online and cannot be."""
+        if mode == "online":
+            try:
+                return self._start(run, "online")
+            except wandb.Error as error:
+                mode, why = "offline", first_line(error)
+        log.info("wandb: %s (%s).", mode, why)
+        return self._start(run, mode)
 
     def _start(self, run: RunInfo, mode: Literal["online", "offline", "disabled"]) -> Wandb:
         previous = run_id(run.resumed_from) if run.resumed_from else None

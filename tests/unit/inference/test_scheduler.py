@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,7 +134,7 @@ def test_who_waits_for_others_prompts_waits_in_the_queue(monkeypatch):
     one.schedule()
     for item, waited in ((first, 0.0), (second, 5.0)):
         item.finish("length")
-        assert item.generation._events[-1].timing.queue_s == waited
+        assert asyncio.run(item.generation.next()).timing.queue_s == waited
 
 
 def test_short_prompts_share_one_step():

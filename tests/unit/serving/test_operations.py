@@ -10,7 +10,6 @@ import logging
 import logging.config
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ import time
 import types
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -41,7 +41,7 @@ from hfa.serving import loading
 from hfa.serving.loading import Loader
 from hfa.serving.logs import JSONFormatter
 from hfa.serving.miner import HFAMiner
-from hfa.serving.server import Server, allow_files
+from hfa.serving.server import Server
 from hfa.serving.service import priority
 
 ROOT = Path(__file__).parents[3]
@@ -355,23 +355,24 @@ def test_the_status_page_is_for_this_machine_and_shows_what_there_is(start, capl
     assert HTTP.get(running.url + "/").status_code == 404, "the public port has no status page"
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_what_tls_cannot_be_served_with_is_one_sentence(settings, tmp_path):
-    words = [
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=x",
-    ]
-    for name, kept in (("a", ["-nodes"]), ("b", ["-nodes"]), ("c", ["-passout", "pass:secret"])):
-        out = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        subprocess.run(["openssl", *words, *kept, *out], cwd=tmp_path, check=True, stderr=-3)
+@pytest.fixture
+def certificate(tmp_path) -> Callable[..., tuple[str, str]]:
+    """``certificate(name, *how)`` makes a certificate and its key; gives what makes a miner speak TLS."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "1"]
+
+    def make(name: str, *how: str) -> tuple[str, str]:
+        out = ["-keyout", f"{name}.key", "-out", f"{name}.pem", *(how or ["-nodes"])]
+        subprocess.run(["openssl", *words, "-subj", "/CN=x", *out], cwd=tmp_path, check=True, stderr=-3)
+        return f"server.tls_certificate={tmp_path / name}.pem", f"server.tls_key={tmp_path / name}.key"
+
+    return make
+
+
+def test_what_tls_cannot_be_served_with_is_one_sentence(settings, certificate, tmp_path):
+    for name, how in (("a", ()), ("b", ()), ("c", ("-passout", "pass:secret"))):
+        certificate(name, *how)
     (tmp_path / "none.pem").write_text("none")
     for certificate, key, said in (
         ("a.pem", "b.key", "server.tls_certificate"),
@@ -382,21 +383,10 @@ def test_what_tls_cannot_be_served_with_is_one_sentence(settings, tmp_path):
             settings(f"server.tls_certificate={tmp_path / certificate}", f"server.tls_key={tmp_path / key}")
 
 
-@pytest.fixture
-def certified(tmp_path) -> tuple[str, str]:
-    """What makes a miner speak TLS."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
-    words += ["-subj", "/CN=x", "-keyout", "key.pem", "-out", "cert.pem"]
-    subprocess.run(["openssl", *words], cwd=tmp_path, check=True, stderr=-3)
-    return f"server.tls_certificate={tmp_path / 'cert.pem'}", f"server.tls_key={tmp_path / 'key.pem'}"
-
-
-def test_the_status_page_on_all_addresses_and_beside_tls(start, certified, caplog):
+def test_the_status_page_on_all_addresses_and_beside_tls(start, certificate, caplog):
     """In plain HTTP whatever the public port speaks, with all that a monitor asks for, and nothing that computes."""
     caplog.set_level("INFO")
-    running = start("server.status_host=0.0.0.0", *certified)
+    running = start("server.status_host=0.0.0.0", *certificate("own"))
     port = re.search(r"Status page at http://0\.0\.0\.0:(\d+)", caplog.text)[1]
     url = f"http://127.0.0.1:{port}"
     assert "hfa miner" in HTTP.get(url).text
@@ -406,25 +396,30 @@ def test_the_status_page_on_all_addresses_and_beside_tls(start, certified, caplo
     assert HTTP.post(url + "/v1/generate").status_code == 404
 
 
-def test_a_handshake_that_never_begins_is_cut_off(start, certified):
+def test_a_handshake_that_never_begins_is_cut_off(start, certificate):
     """A connection that has not come through it is in no count, so it must not stay."""
-    running = start("server.head_timeout_s=2", *certified)
+    running = start("server.head_timeout_s=2", *certificate("own"))
     host, port = running.url.removeprefix("https://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as silent:
         assert silent.recv(1) == b"", "uvicorn by itself waits a minute"
     assert HTTP.get(running.url + "/health").status_code == 200
 
 
-@pytest.mark.parametrize(("hard", "allowed", "warned"), [(resource.RLIM_INFINITY, 1256, False), (600, 600, True)])
-def test_as_many_files_as_connections_need(monkeypatch, caplog, hard, allowed, warned):
-    limits = {"now": (512, hard)}
-    monkeypatch.setattr(resource, "getrlimit", lambda _: limits["now"])
-    monkeypatch.setattr(resource, "setrlimit", lambda _, now: limits.update(now=now))
-    allow_files(1000)
-    assert limits["now"] == (allowed, hard)
-    assert ("600 open files are allowed here" in caplog.text) == warned
-    allow_files(10)
-    assert limits["now"] == (allowed, hard), "nothing is taken away"
+@pytest.mark.parametrize(("hard", "allowed", "said"), [(4096, 1256, ""), (600, 600, "600 open files are allowed here")])
+def test_as_many_files_as_connections_need(hard, allowed, said):
+    allow = """
+import resource
+from hfa.serving.server import allow_files
+for connections in 1000, 10:  # the second takes nothing away
+    allow_files(connections)
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    limits = f'ulimit -Sn 512 && ulimit -Hn {hard} && exec "$@"'
+    words = ["sh", "-c", limits, "sh", sys.executable, "-c", allow]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == [f"{allowed} {hard}"] * 2
+    assert said in done.stderr
+    assert bool(said) == ("open files" in done.stderr)
 
 
 def test_a_status_port_that_is_taken_is_no_reason_not_to_mine(settings, tmp_path, caplog):
