@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from hfa.nn.conv import ShortConv
+from hfa.nn.linear import Linear
 from hfa.nn.mlp import SwiGLU
 from hfa.nn.norm import RMSNorm
+from hfa.ops.fused import matmul
 from hfa.ops.fused.conv import causal_conv
 from hfa.ops.fused.norm import rms_norm
 
@@ -42,6 +44,51 @@ def draw(*shape: int) -> Tensor:
 def test_swiglu(rows: int) -> None:
     layer = SwiGLU(16, 48)
     agree(layer, lambda x: (layer(x),), draw(2, rows, 16))
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Products as on the processors where oneDNN is the faster library; the shapes of those that it made."""
+    calls: list[tuple[int, ...]] = []
+    make = torch.ops.mkldnn._linear_pointwise
+
+    def noted(x: Tensor, weight: Tensor, *more: object) -> Tensor:
+        calls.append((*x.shape, len(weight)))
+        return make(x, weight, *more)
+
+    monkeypatch.setattr(matmul, "by_onednn", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", noted)
+    return calls
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_of_training_by_onednn(onednn: list[tuple[int, ...]], bias: bool) -> None:
+    layer = Linear(64, 320, bias=bias)
+    agree(layer, lambda x: (layer(x),), draw(2, 150, 64))
+    assert set(onednn) == {(300, 64, 320), (300, 320, 64), (320, 300, 64)}
+
+
+def test_swiglu_by_onednn(onednn: list[tuple[int, ...]]) -> None:
+    layer = SwiGLU(64, 144)
+    agree(layer, lambda x: (layer(x),), draw(2, 1000, 64))  # the last piece is small
+    assert {shape[0] for shape in onednn} == {1024, 976, 64, 288}
+
+
+def test_few_vectors_are_not_by_onednn(onednn: list[tuple[int, ...]]) -> None:
+    Linear(64, 320)(draw(2, 64).requires_grad_()).sum().backward()
+    assert not onednn
+
+
+def test_gradients_by_onednn_have_gradients(onednn: list[tuple[int, ...]]) -> None:
+    layer, x = Linear(64, 320), draw(300, 64).requires_grad_()
+
+    def penalty(call: Callable[[Tensor], Tensor]) -> Tensor:
+        (grad,) = torch.autograd.grad(call(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    ours, theirs = penalty(layer), penalty(lambda x: torch.nn.functional.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
+    assert onednn
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
+from hfa.ops.fused.matmul import Times, takes
 from hfa.ops.fused.packing import packed, packed_product
 from hfa.ops.simd import WIDTH, load, prefetch, put, splat, suits, total, tracked
 
@@ -21,17 +23,23 @@ _AHEAD = 256  # floats; it does not do so across the end of a memory page
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``W x + b``: torch's own, but in float32 and without gradients a kernel for a few vectors on a few threads, and
-    for more of them the packed weight if there is one, in its type.
+    """``W x + b``: torch's own, but in float32 what is faster on this processor for many vectors; and without gradients
+    a kernel for a few of them on a few threads, and for more the packed weight if there is one, in its type.
 
     Args:
         x: [..., D].
         weight: [N, D].
         bias: [N].
     """
-    if tracked(x, weight, bias) or x.shape[-1] != weight.shape[1] or not pays(x, weight):
-        return F.linear(x, weight, bias)  # which says so where widths differ
-    y = product(x.reshape(-1, x.shape[-1]).contiguous(), weight).view(*x.shape[:-1], len(weight))
+    if x.shape[-1] != weight.shape[1]:
+        return F.linear(x, weight, bias)  # which says so
+    if not tracked(x, weight, bias) and pays(x, weight):
+        y = product(x.reshape(-1, x.shape[-1]).contiguous(), weight)
+    elif takes(x, weight):
+        y = cast(Tensor, Times.apply(x.reshape(-1, x.shape[-1]), weight))
+    else:
+        return F.linear(x, weight, bias)
+    y = y.view(*x.shape[:-1], len(weight))
     return y if bias is None else y.add_(bias)
 
 

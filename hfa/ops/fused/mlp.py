@@ -9,6 +9,7 @@ from numba import njit
 from torch import Tensor
 
 from hfa.ops.fused.linear import decodes, products
+from hfa.ops.fused.matmul import add_times, times
 from hfa.ops.fused.norm import EPS, normalise
 from hfa.ops.fused.packing import packed, packed_product
 from hfa.ops.simd import WIDTH, first, load, one, put, sigmoid, store, tracked
@@ -86,11 +87,11 @@ def _gradient(grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, kept: Tens
     parts = zip(*(t.contiguous().split(_PIECE) for t in (grad, x, kept, dx)), strict=True)
     for grad_part, x_part, kept_part, dx_part in parts:
         rows = len(x_part)
-        torch.mm(grad_part, down, out=d_hidden[:rows])
+        times(grad_part, down.t(), out=d_hidden[:rows])
         _unswiglu(*(t.data_ptr() for t in (kept_part, d_hidden, hidden, d_kept)), rows, width)
-        d_down.addmm_(grad_part.t(), hidden[:rows])
-        d_gate_up.addmm_(d_kept[:rows].t(), x_part)
-        torch.mm(d_kept[:rows], gate_up, out=dx_part)
+        add_times(d_down, grad_part.t(), hidden[:rows].t())
+        add_times(d_gate_up, d_kept[:rows].t(), x_part.t())
+        times(d_kept[:rows], gate_up.t(), out=dx_part)
     return dx, d_gate_up, d_down
 
 
@@ -106,10 +107,9 @@ def _forward(x: Tensor, gate_up: Tensor, down: Tensor, kept: Tensor | None) -> T
     for begin in range(0, len(x), _PIECE):
         part = slice(begin, min(begin + _PIECE, len(x)))
         rows = part.stop - begin
-        product = between[:rows] if kept is None else kept[part]
-        torch.mm(x[part], gate_up.t(), out=product)
+        product = times(x[part], gate_up, out=between[:rows] if kept is None else kept[part])
         _swiglu(product.data_ptr(), hidden.data_ptr(), rows, width)
-        torch.mm(hidden[:rows], down.t(), out=y[part])
+        times(hidden[:rows], down, out=y[part])
     return y
 
 
