@@ -157,6 +157,9 @@ class Anchor(Mixer):
         tables, chunks = self._room(seq_len)
         return num_bytes(self.init_state(1)) + seq_len * pages + 4 * (tables * CODES + chunks * CHUNK)
 
+    def reserve(self, state: AnchorState, count: int) -> AnchorState:
+        return state._replace(memory=state.memory.reserved(count))
+
     def auxiliary_loss(self) -> Tensor | None:
         loss, self.index_loss = self.index_loss, None  # handed over once: a graph does not outlive its step
         return loss

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,10 @@ class Mixer(nn.Module, ABC):
             state: what came before.
             last: of how many last tokens the output is wanted, at least 1; the state is of all. None for all.
         """
+
+    def reserve(self, state: State, count: int) -> State:
+        """The state with room for `count` more tokens a row, where it grows: they come one after the other."""
+        return state
 
     @property
     def takes_varlen(self) -> bool:
@@ -202,6 +206,10 @@ class LanguageModel(nn.Module):
         if torch.is_grad_enabled() or tokens.shape[1] <= _PIECE:
             return self._hidden(tokens, state, last)
         pieces, unwanted = [], tokens.shape[1] - (last or tokens.shape[1])
+        state = tuple(
+            cast(Block, block).mixer.reserve(own, tokens.shape[1])
+            for block, own in zip(self.blocks, state, strict=True)
+        )
         for start in range(0, tokens.shape[1], _PIECE):
             piece = tokens[:, start : start + _PIECE]
             wanted = start + piece.shape[1] - max(start, unwanted)

@@ -47,14 +47,18 @@ class Memory(NamedTuple):
 
     def extended(self, count: int) -> Memory:
         """The memory with `count` more tokens a row, which whoever asks for them writes; without gradients."""
-        end = self.length + count
-        needed = int(end.max())
+        memory, end = self.reserved(count), self.length + count
+        memory.written.copy_(end)
+        return memory._replace(length=end)
+
+    def reserved(self, count: int) -> Memory:
+        """The same tokens, in buffers with room for `count` more a row, so that none is copied; without gradients."""
+        needed = int(self.length.max()) + count
         kept = any(x.requires_grad for x in self.pages)  # a graph needs these buffers as they are
         kept = kept or (self.written.is_inference() and not torch.is_inference_mode_enabled())
         if kept or self.capacity < needed or not torch.equal(self.written, self.length):
-            return Memory(self._copied(needed + max(needed // 8, _ROOM)), end, end.clone())
-        self.written.copy_(end)
-        return self._replace(length=end)
+            return Memory(self._copied(needed + max(needed // 8, _ROOM)), self.length, self.length.clone())
+        return self
 
     def read(self) -> tuple[Tensor, ...]:
         """The pages up to the longest row, each [B, N, ...]."""

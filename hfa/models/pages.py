@@ -28,6 +28,10 @@ class PagedMemory(NamedTuple):
             pool.flatten(0, 1).index_copy_(0, where, part.flatten(0, 1).to(pool.dtype))
         return self._replace(length=self.length + new[0].shape[1])
 
+    def reserved(self, count: int) -> PagedMemory:
+        """Itself: there are pages already."""
+        return self
+
     def read(self) -> tuple[Tensor, ...]:
         """Copies of the tokens up to the longest row, each [B, N, ...]; zeros beyond a row's own length."""
         position = torch.arange(int(self.length.max()), device=self.table.device).expand(len(self.table), -1)

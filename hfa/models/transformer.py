@@ -67,6 +67,9 @@ class Attention(Mixer):
             return AttentionState(memory, self.conv.init_state(batch_size))
         return AttentionState(memory, torch.zeros(batch_size, 0, dtype=weight.dtype, device=weight.device))
 
+    def reserve(self, state: AttentionState, count: int) -> AttentionState:
+        return state._replace(memory=state.memory.reserved(count))
+
     def state_bytes(self, seq_len: int) -> int:
         return super().state_bytes(seq_len) + seq_len * 2 * self.widths[1] * self.qkv.weight.element_size()
 

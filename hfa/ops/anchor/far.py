@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from hfa.ops.simd import REORDERED, WIDTH, exponential, load, splat, store, total
+from hfa.ops.simd import REORDERED, WIDTH, exponential, load, prefetch, splat, store, total
 
 Array = np.ndarray[Any, Any]
 
@@ -75,6 +75,7 @@ def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, gr
     weights = np.empty(chosen.shape[1] + WIDTH, np.float32)  # whole vectors of them
     weighed = weights.ctypes.data
     for t in range(length):
+        _fetch_next(k, v, chosen, t + 1, row)
         count = 0
         while count < chosen.shape[1] and chosen[t, count] >= 0:
             count += 1
@@ -111,6 +112,19 @@ def join_vectors(q: int, k: int, v: int, out: int, chosen: Array, lse: Array, gr
                     s0 = s0 + splat(weights[i]) * load(v, np.intp(chosen[t, i]) * row + at)
                 store(out, query + x, ((s0 + s1) + (s2 + s3)) * splat(np.float32(1) / everything))
             lse[head, t] = top + math.log(everything)
+
+
+@njit(nogil=True, inline="always")
+def _fetch_next(k: int, v: int, chosen: Array, t: int, row: int) -> None:
+    """Start to bring what a token reads into the cache, while the one before it is at work."""
+    if t == len(chosen):
+        return
+    for i in range(chosen.shape[1]):
+        if chosen[t, i] < 0:
+            return
+        for x in range(0, row, WIDTH):
+            prefetch(k, np.intp(chosen[t, i]) * row + x)
+            prefetch(v, np.intp(chosen[t, i]) * row + x)
 
 
 @njit(nogil=True, cache=True, fastmath=REORDERED)

@@ -276,9 +276,12 @@ def retrieve_row(
         for tree in range(num_trees):
             leaves = descend(regret, tables, tree, tree * groups // num_trees, nodes, costs, below, below_costs)
             for leaf in range(leaves):
+                _fetch(chunks, -nodes[leaf])
+            for leaf in range(leaves):
                 chunk, left = -nodes[leaf], leaf_size
                 passed = passed_over(tree, chunks[chunk, 1], leaf_size)
                 while chunk and left:
+                    _fetch(chunks, chunks[chunk, 0])
                     filled = (chunks[chunk, 1] - 1) % _HELD + 1
                     for i in range(filled - 1 - passed, -1, -1):
                         if left == 0:
@@ -311,6 +314,12 @@ def retrieve_row(
             held = _keep_least(opposed, best, held, -product, nearest[i - _AHEAD])
         chosen[t, :held] = best[:held]
         touched[t] = looked
+
+
+@njit(nogil=True, inline="always")
+def _fetch(chunks: Array, chunk: int) -> None:
+    """Start to bring a chunk into the cache."""
+    prefetch(chunks.ctypes.data + np.intp(chunk) * CHUNK * chunks.itemsize, 0)
 
 
 @njit(nogil=True, cache=True, inline="always")

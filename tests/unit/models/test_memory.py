@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from hfa.config import from_node
+from hfa.models.anchor import Anchor
+from hfa.models.base import ModelConfig
 from hfa.models.memory import Memory
+from hfa.models.transformer import Attention
+
+CONF = Path(__file__).parents[3] / "conf" / "model"
+SMALL = {"vocab_size": 50, "d_model": 32, "num_layers": 3, "num_heads": 2, "d_ff": 32, "dropout": 0.0}
 
 PAGES = (torch.zeros(2, 3), torch.zeros(2, 3))  # keys and values of one token
 
@@ -49,3 +60,33 @@ def test_appending_one_token_at_a_time_copies_seldom() -> None:
         buffers.add(memory.pages[0].data_ptr())
     assert memory.length.item() == 400
     assert len(buffers) < 20
+
+
+def test_room_that_was_reserved_is_used_without_copying() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, new = tokens(generator, 1, 5), tokens(generator, 1, 100)
+    short = Memory.empty(1, *PAGES).append(first, first)
+    memory = short.reserved(2000)
+    begins = [page.data_ptr() for page in memory.pages]
+    for _ in range(20):
+        memory = memory.append(new, new)
+    assert [page.data_ptr() for page in memory.pages] == begins
+    assert memory.reserved(0) is memory
+    fork = memory.cut(torch.tensor([5]))
+    assert not fork.reserved(100).shares(memory)
+    for grown, expected in ((memory, [first] + [new] * 20), (short, [first]), (fork, [first])):
+        assert torch.equal(grown.read()[0], torch.cat(expected, 1))
+
+
+@pytest.mark.parametrize("name", ["hfa", "transformer"])
+def test_a_long_prompt_is_given_its_room_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), SMALL), resolve=True)
+    assert isinstance(node, dict)
+    model = from_node(node, "model", ModelConfig).build().eval()  # type: ignore[type-abstract]
+    copies, copied = [], Memory._copied
+    monkeypatch.setattr(Memory, "_copied", lambda memory, room: copies.append(room) or copied(memory, room))
+    with torch.no_grad():
+        _, state = model.hidden(torch.randint(50, (1, 5000)), None, last=1)
+        assert len(copies) == sum(isinstance(part, Anchor | Attention) for part in model.modules())
+        model.hidden(torch.randint(50, (1, 3)), state, last=1)
+    assert min(copies) > 5003
