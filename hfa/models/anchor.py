@@ -158,7 +158,11 @@ class Anchor(Mixer):
         return num_bytes(self.init_state(1)) + seq_len * pages + 4 * (tables * CODES + chunks * CHUNK)
 
     def reserve(self, state: AnchorState, count: int) -> AnchorState:
-        return state._replace(memory=state.memory.reserved(count))
+        if isinstance(state.memory, PagedMemory):
+            return state
+        memory = state.memory.reserved(count)
+        assert isinstance(state.tries, Tries)
+        return state._replace(memory=memory, tries=self._prepared(state.tries, memory, state.memory))
 
     def auxiliary_loss(self) -> Tensor | None:
         loss, self.index_loss = self.index_loss, None  # handed over once: a graph does not outlive its step

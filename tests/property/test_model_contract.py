@@ -200,6 +200,21 @@ def test_a_stream_can_be_rewound_to_any_mark(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rewound_stream_takes_a_long_prompt(name: str) -> None:
+    """Which is given its room at once: the index of what comes later in the stream is no part of that."""
+    model, tokens, other = build(name), some_tokens(1, 3000), some_tokens(1, 1100, seed=1)
+    _, state = model(tokens[:, :40])
+    early = mark(state)
+    _, state = model.hidden(tokens[:, 40:], state, last=1)
+    before = model(other[:, :9], rewind(state, mark(state)))[0]
+    expected = model.hidden(torch.cat([tokens[:, :40], other], 1))[0]
+    again = model.hidden(other, rewind(state, early))[0]
+    torch.testing.assert_close(again, expected[:, 40:], atol=1e-4, rtol=0)
+    assert torch.equal(model(other[:, :9], state)[0], before)
+
+
+@torch.no_grad()
 def test_state_bytes_is_what_a_state_holds(model: LanguageModel) -> None:
     for length in (1, 33):
         _, state = model(some_tokens(1, length))

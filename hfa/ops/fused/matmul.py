@@ -14,7 +14,10 @@ _LEAST = 1 << 22  # multiplications: for fewer the call costs more than it saves
 
 @cache
 def by_onednn() -> bool:
-    """Whether this is an AMD processor with AVX-512, for which MKL, which torch multiplies by, is the slower one."""
+    """Whether this is an AMD processor with AVX-512: there MKL, which torch multiplies by, was the slower one.
+
+    ``python -m experiments.complexity.products`` shows both on this machine.
+    """
     wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return wide and get_host_cpu_name().startswith("znver")
 

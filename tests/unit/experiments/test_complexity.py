@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 
 from experiments.complexity import __main__ as command
-from experiments.complexity import peers, study, subjects
+from experiments.complexity import peers, products, study, subjects
 from experiments.complexity.figures import Results, fit_slope
 from experiments.complexity.measure import Cell, Regime, Worker, WorkerError
 from experiments.complexity.plot import plot
@@ -461,3 +461,19 @@ def test_ours_are_stepped_as_they_are_served(monkeypatch: pytest.MonkeyPatch) ->
         _, state = subject.prefill(tokens[:, :-1])
         subject.step(tokens[:, -1:], state)
     assert seen == [(1, 128), (1, 128)]
+
+
+def test_both_libraries_make_the_products_that_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, weight = torch.randn(70, 32), torch.randn(90, 32)
+    torch.testing.assert_close(products.onednn(x, weight), products.mkl(x, weight))
+    grad = torch.randn(70, 90)
+    torch.testing.assert_close(products.onednn(grad.t(), x.t()), products.mkl(grad.t(), x.t()))
+    monkeypatch.setattr(products, "LAYERS", {"small": (32, 96)})
+    threads = torch.get_num_threads()
+    products.main()
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith(("training uses MKL here.", "training uses oneDNN here."))
+    assert [len(line) for line in said[1:]] == [66, 66]
