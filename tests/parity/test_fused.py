@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -46,40 +46,43 @@ def test_swiglu(rows: int) -> None:
     agree(layer, lambda x: (layer(x),), draw(2, rows, 16))
 
 
-@pytest.fixture
-def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Products as on the processors where oneDNN is the faster library; the shapes of those that it made."""
+@pytest.fixture(params=["oneDNN", "OpenBLAS"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Products as on the processors where a library is the fastest; the shapes of those that it made."""
+    if request.param == "OpenBLAS" and not matmul.openblas():
+        pytest.skip("NumPy multiplies by another library")
     calls: list[tuple[int, ...]] = []
-    make = torch.ops.mkldnn._linear_pointwise
+    where, name = (torch.ops.mkldnn, "_linear_pointwise") if request.param == "oneDNN" else (torch.ops.hfa, "times")
+    make = getattr(where, name)
 
-    def noted(x: Tensor, weight: Tensor, *more: object) -> Tensor:
+    def noted(x: Tensor, weight: Tensor, *more: object) -> object:
         calls.append((*x.shape, len(weight)))
         return make(x, weight, *more)
 
-    monkeypatch.setattr(matmul, "by_onednn", lambda: True)
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", noted)
+    monkeypatch.setattr(matmul, "library", lambda: request.param)
+    monkeypatch.setattr(where, name, noted)
     return calls
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_of_training_by_onednn(onednn: list[tuple[int, ...]], bias: bool) -> None:
+def test_products_of_training_by_another_library(products: list[tuple[int, ...]], bias: bool) -> None:
     layer = Linear(64, 320, bias=bias)
     agree(layer, lambda x: (layer(x),), draw(2, 150, 64))
-    assert set(onednn) == {(300, 64, 320), (300, 320, 64), (320, 300, 64)}
+    assert set(products) == {(300, 64, 320), (300, 320, 64), (320, 300, 64)}
 
 
-def test_swiglu_by_onednn(onednn: list[tuple[int, ...]]) -> None:
+def test_swiglu_by_another_library(products: list[tuple[int, ...]]) -> None:
     layer = SwiGLU(64, 144)
     agree(layer, lambda x: (layer(x),), draw(2, 1000, 64))  # the last piece is small
-    assert {shape[0] for shape in onednn} == {1024, 976, 64, 288}
+    assert {shape[0] for shape in products} == {1024, 976, 64, 288}
 
 
-def test_few_vectors_are_not_by_onednn(onednn: list[tuple[int, ...]]) -> None:
+def test_few_vectors_are_not_by_another_library(products: list[tuple[int, ...]]) -> None:
     Linear(64, 320)(draw(2, 64).requires_grad_()).sum().backward()
-    assert not onednn
+    assert not products
 
 
-def test_gradients_by_onednn_have_gradients(onednn: list[tuple[int, ...]]) -> None:
+def test_gradients_by_another_library_have_gradients(products: list[tuple[int, ...]]) -> None:
     layer, x = Linear(64, 320), draw(300, 64).requires_grad_()
 
     def penalty(call: Callable[[Tensor], Tensor]) -> Tensor:
@@ -88,7 +91,45 @@ def test_gradients_by_onednn_have_gradients(onednn: list[tuple[int, ...]]) -> No
 
     ours, theirs = penalty(layer), penalty(lambda x: torch.nn.functional.linear(x, layer.weight, layer.bias))
     torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
-    assert onednn
+    assert products
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Torch's threads, and what is known of the processor, may be changed."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    matmul._of_processor.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_library_is_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choice(name: str, capability: str, threads: int) -> str:
+        matmul._of_processor.cache_clear()
+        monkeypatch.setattr(matmul, "get_host_cpu_name", lambda: name)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        torch.set_num_threads(threads)
+        return matmul.library()
+
+    assert choice("sapphirerapids", "AVX512", 1) == choice("sapphirerapids", "AVX512", 2) == "torch"
+    assert choice("znver4", "AVX512", 1) == choice("znver4", "AVX512", 2) == "oneDNN"
+    assert choice("znver3", "AVX2", 1) == ("OpenBLAS" if matmul.openblas() else "torch")
+    assert choice("znver3", "AVX2", 2) == "torch"
+    monkeypatch.setattr(matmul, "openblas", list)
+    assert choice("znver3", "AVX2", 1) == "torch"
+
+
+def test_openblas_makes_a_product_on_one_thread() -> None:
+    if not matmul.openblas():
+        pytest.skip("NumPy multiplies by another library")
+    for blas in matmul.openblas():
+        blas.set_num_threads(2)
+    x, weight = draw(30, 20), draw(40, 20)
+    out = x.new_empty(30, 40)
+    matmul.times_by_openblas(x, weight, out)
+    assert {blas.num_threads for blas in matmul.openblas()} == {1}
+    torch.testing.assert_close(out, x @ weight.t())
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -1,25 +1,50 @@
-"""Products of large matrices in float32, by the faster of the two libraries that torch brings."""
+"""Products of large matrices in float32, by the fastest of the libraries that are at hand."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_name
+from threadpoolctl import LibController, ThreadpoolController
 from torch import Tensor
 
 _LEAST = 1 << 22  # multiplications: for fewer the call costs more than it saves
 
 
-@cache
-def by_onednn() -> bool:
-    """Whether this is an AMD processor with AVX-512: there MKL, which torch multiplies by, was the slower one.
+Library = Literal["torch", "oneDNN", "OpenBLAS"]
 
-    ``python -m experiments.complexity.products`` shows both on this machine.
+
+def library() -> Library:
+    """What multiplies fastest here: torch's own library, but on AMD's processors, where that is MKL, not.
+
+    There oneDNN, which torch brings as well, is ahead with AVX-512, and without it the OpenBLAS that NumPy brings: that
+    on one thread, since those of its own wait by spinning, and take the processor from torch's.
+    ``python -m experiments.complexity.products`` shows all of them on this machine.
     """
-    wide = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return wide and get_host_cpu_name().startswith("znver")
+    fastest = _of_processor()
+    return "torch" if fastest == "OpenBLAS" and torch.get_num_threads() > 1 else fastest
+
+
+@cache
+def _of_processor() -> Library:
+    if not get_host_cpu_name().startswith("znver"):
+        return "torch"
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return "oneDNN" if torch.backends.mkldnn.is_available() else "torch"
+    return "OpenBLAS" if openblas() else "torch"
+
+
+@cache
+def openblas() -> list[LibController]:
+    """The OpenBLAS that NumPy multiplies by; nothing where that is another library."""
+    built: dict[str, Any] = np.show_config(mode="dicts")  # type: ignore[assignment]
+    if "openblas" not in built.get("Build Dependencies", {}).get("blas", {}).get("name", ""):
+        return []
+    found: list[LibController] = ThreadpoolController().select(internal_api="openblas").lib_controllers
+    return found
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -37,8 +62,12 @@ def times(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if not _pays(x, weight):
         return torch.mm(x, weight.t(), out=out)
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return y if out is None else out.copy_(y)
+    if library() == "oneDNN":
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return y if out is None else out.copy_(y)
+    out = x.new_empty(len(x), len(weight)) if out is None else out
+    torch.ops.hfa.times(x, weight, out)
+    return out
 
 
 def add_times(total: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -68,5 +97,18 @@ class Times(torch.autograd.Function):
         return dx, Times.apply(grad.t(), x.t()) if of_weight else None
 
 
+def times_by_openblas(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Write ``x W^T`` to `out`, on one thread; NumPy's own products have one from then on."""
+    for blas in openblas():
+        if blas.num_threads != 1:
+            blas.set_num_threads(1)
+    np.matmul(x.detach().numpy(), weight.detach().numpy().T, out=out.numpy())
+
+
+# An operator, so that what counts operators sees it; `custom_op` takes as long to call as a small product.
+torch.library.define("hfa::times", "(Tensor x, Tensor weight, Tensor(a!) out) -> ()")
+torch.library.impl("hfa::times", "cpu", times_by_openblas)
+
+
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    return x.numel() * len(weight) >= _LEAST and by_onednn()
+    return x.numel() * len(weight) >= _LEAST and library() != "torch"

@@ -463,17 +463,20 @@ def test_ours_are_stepped_as_they_are_served(monkeypatch: pytest.MonkeyPatch) ->
     assert seen == [(1, 128), (1, 128)]
 
 
-def test_both_libraries_make_the_products_that_are_timed(
+def test_all_libraries_make_the_products_that_are_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    x, weight = torch.randn(70, 32), torch.randn(90, 32)
-    torch.testing.assert_close(products.onednn(x, weight), products.mkl(x, weight))
-    grad = torch.randn(70, 90)
-    torch.testing.assert_close(products.onednn(grad.t(), x.t()), products.mkl(grad.t(), x.t()))
+    x, weight, grad = torch.randn(70, 32), torch.randn(90, 32), torch.randn(70, 90)
+    known = products.libraries()
+    for factors in ((x, weight), (grad, weight.t()), (grad.t(), x.t())):
+        for product in known.values():
+            torch.testing.assert_close(product(*factors), factors[0] @ factors[1].t(), atol=1e-4, rtol=1e-4)
     monkeypatch.setattr(products, "LAYERS", {"small": (32, 96)})
     threads = torch.get_num_threads()
     products.main()
     torch.set_num_threads(threads)
     said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith(("training uses MKL here.", "training uses oneDNN here."))
-    assert [len(line) for line in said[1:]] == [66, 66]
+    assert said[0].endswith(tuple(f"training uses {name} here." for name in known))
+    assert said[1] == "GFLOP/s: " + " / ".join(known)
+    assert [len(line) for line in said[2:]] == [70, 70]
+    assert [rate.count("/") for rate in said[3].replace(" / ", "/").split()[1:]] == [len(known) - 1] * 3
