@@ -64,7 +64,7 @@ def rates(products: Sequence[Product], x: Tensor, weight: Tensor, rounds: int = 
 def main() -> None:
     torch.set_num_threads(1)
     known = libraries()
-    print(f"{get_host_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}: training uses {library()} here.")
+    print(f"{get_host_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}: training on one thread uses {library()}.")
     print(f"GFLOP/s: {' / '.join(known)}")
     print(f"{'':16}" + "".join(f"{what:>18}" for what in ("forward", "of the input", "of the weight")))
     for name, (width, out) in LAYERS.items():

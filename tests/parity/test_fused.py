@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -130,6 +131,19 @@ def test_openblas_makes_a_product_on_one_thread() -> None:
     matmul.times_by_openblas(x, weight, out)
     assert {blas.num_threads for blas in matmul.openblas()} == {1}
     torch.testing.assert_close(out, x @ weight.t())
+    assert all(y.untyped_storage().resizable() for y in (x, weight, out))  # FSDP frees its parameters so
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a loss that is not finite is told by training, not by NumPy
+        matmul.times_by_openblas(x * torch.inf, weight, out)
+    assert not out.isfinite().all()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_the_compiler_does_not_see_how_a_library_is_chosen() -> None:
+    matmul._of_processor.cache_clear()
+    layer, x = Linear(64, 320), draw(300, 64)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -18,10 +18,11 @@ Library = Literal["torch", "oneDNN", "OpenBLAS"]
 
 
 def library() -> Library:
-    """What multiplies fastest here: torch's own library, but on AMD's processors, where that is MKL, not.
+    """What multiplies fastest here, on as many threads as torch has now.
 
-    There oneDNN, which torch brings as well, is ahead with AVX-512, and without it the OpenBLAS that NumPy brings: that
-    on one thread, since those of its own wait by spinning, and take the processor from torch's.
+    That is torch's own library, but not on AMD's processors, where it is MKL: there oneDNN, which torch brings as well,
+    is ahead with AVX-512, and without it the OpenBLAS that NumPy brings, on one thread. On more, OpenBLAS's own wait by
+    spinning, and take the processor from torch's.
     ``python -m experiments.complexity.products`` shows all of them on this machine.
     """
     fastest = _of_processor()
@@ -49,9 +50,9 @@ def openblas() -> list[LibController]:
 
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether `Times` is for x [..., D] and W [N, D], and faster than torch's own."""
-    if not _pays(x, weight) or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):  # first: the compiler cannot follow the rest
         return False
-    return all(y.is_cpu and y.dtype == torch.float32 for y in (x, weight))
+    return all(y.is_cpu and y.dtype == torch.float32 for y in (x, weight)) and _pays(x, weight)
 
 
 def times(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
@@ -98,11 +99,14 @@ class Times(torch.autograd.Function):
 
 
 def times_by_openblas(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Write ``x W^T`` to `out`, on one thread; NumPy's own products have one from then on."""
+    """Write ``x W^T`` to `out`, on one thread; all of OpenBLAS in this process has one from then on."""
     for blas in openblas():
         if blas.num_threads != 1:
             blas.set_num_threads(1)
-    np.matmul(x.detach().numpy(), weight.detach().numpy().T, out=out.numpy())
+    # Not by `numpy()`: it keeps a storage from ever being resized, as FSDP does to free its parameters.
+    left, right, into = (np.from_dlpack(y.detach()) for y in (x, weight, out))
+    with np.errstate(all="ignore"):
+        np.matmul(left, right.T, out=into)
 
 
 # An operator, so that what counts operators sees it; `custom_op` takes as long to call as a small product.

@@ -476,7 +476,7 @@ def test_all_libraries_make_the_products_that_are_timed(
     products.main()
     torch.set_num_threads(threads)
     said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith(tuple(f"training uses {name} here." for name in known))
+    assert said[0].endswith(tuple(f"training on one thread uses {name}." for name in known))
     assert said[1] == "GFLOP/s: " + " / ".join(known)
     assert [len(line) for line in said[2:]] == [70, 70]
     assert [rate.count("/") for rate in said[3].replace(" / ", "/").split()[1:]] == [len(known) - 1] * 3
