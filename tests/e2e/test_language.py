@@ -24,7 +24,7 @@ def test_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "unread": Variant(title="HFA, retrieval off", trained_as="hfa", edits={"num_retrieved": 0}),
         },
         ledger=Ledger(tmp_path / "runs.jsonl"),
-        evaluation=("evaluate.lengths=[64,128]", "evaluate.num_examples=2"),
+        evaluation=("evaluate.lengths=[64,128]", "evaluate.num_examples=2", "evaluate.text_tokens=4096"),
     )
     trained = study.train("hfa", 1e-3, 0)
     assert trained["tokens"] == 2 * 64

@@ -46,12 +46,17 @@ def test_our_own_fault_shows_where() -> None:
 
 
 @pytest.mark.parametrize("name", ["quickstart", "language", "ablations.hybrid", "claims", "retention", "subnet"])
-def test_help_runs_nothing_and_says_how_it_was_called(name: str, tmp_path: Path) -> None:
+def test_help_runs_nothing_and_says_how_it_was_called(name: str) -> None:
     command = [sys.executable, "-m", f"experiments.{name}", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert shown.returncode == 0
     assert shown.stdout.startswith(f"usage: python -m experiments.{name} ")
-    mistaken = subprocess.run([*command[:-1], "--recrod"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", ["ablations.hybrid", "claims"])
+def test_a_mistaken_option_runs_nothing(name: str) -> None:
+    command = [sys.executable, "-m", f"experiments.{name}", "--recrod"]
+    mistaken = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert mistaken.returncode == 2
     assert "Traceback" not in mistaken.stderr
 
