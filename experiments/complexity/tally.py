@@ -59,12 +59,8 @@ def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: objec
     return int(sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape))
 
 
-def _packed_product(x: Tensor, matrix: Tensor, *_: object, **__: object) -> int:
-    return 2 * x.numel() * matrix.shape[0]
-
-
-def _times(x: Tensor, weight: Tensor, *_: object, **__: object) -> int:
-    return 2 * x.numel() * len(weight)
+def _product(x: Tensor, weight: Tensor, *_: object, **__: object) -> int:
+    return 2 * x.numel() * weight.shape[0]
 
 
 def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor, **_: object) -> int:
@@ -100,8 +96,8 @@ _FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # torch counts the CUDA ones only
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    torch.ops.mkldnn._linear_pointwise: _packed_product,
-    torch.ops.hfa.times: _times,
+    torch.ops.mkldnn._linear_pointwise: _product,
+    torch.ops.hfa.times: _product,
     torch.ops.hfa.swiglu_mlp: _swiglu,
     torch.ops.hfa.swiglu_mlp_backward: _swiglu_backward,
     torch.ops.hfa.anchor_read: _anchor_read,

@@ -11,10 +11,9 @@ from llvmlite.binding import get_host_cpu_name
 from threadpoolctl import LibController, ThreadpoolController
 from torch import Tensor
 
-_LEAST = 1 << 22  # multiplications: for fewer the call costs more than it saves
-
-
 Library = Literal["torch", "oneDNN", "OpenBLAS"]
+
+_LEAST = 1 << 22  # multiplications: for fewer the call costs more than it saves
 
 
 def library() -> Library:

@@ -21,8 +21,10 @@ from experiments.complexity.requirement import requirements
 from experiments.complexity.study import Plan, Study
 from experiments.complexity.tally import Tally
 from hfa.errors import ConfigError, HFAError
+from hfa.nn.linear import Linear
 from hfa.nn.mlp import SwiGLU
 from hfa.ops.anchor import anchor_read
+from hfa.ops.fused import matmul
 
 RECORDED = command.RESULTS
 
@@ -83,6 +85,15 @@ class TestTally:
         with torch.inference_mode(), Tally() as counted:
             layer(x)
         assert counted.flops == 2 * 4 * 8 * 2
+
+    @pytest.mark.parametrize("library", products.libraries())
+    def test_a_product_counts_the_same_by_every_library(self, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(matmul, "library", lambda: library)
+        layer, x, pull = Linear(64, 320, bias=False), torch.ones(300, 64, requires_grad=True), torch.ones(300, 320)
+        with Tally() as counted:
+            layer(x).backward(pull)
+        assert counted.flops == 3 * 2 * 300 * 64 * 320
+        assert counted.allocated_bytes == 4 * (300 * 320 + 300 * 64 + 320 * 64)
 
     def test_counts_attention(self) -> None:
         q = torch.ones(1, 1, 16, 8)
