@@ -22,9 +22,8 @@ from experiments.language.ledger import Ledger, Record
 from experiments.language.variant import Variant, composed, equal_size, model_config, num_parameters
 from hfa import checkpoint
 from hfa.errors import HFAError
-from hfa.training.loggers import read_metrics
 from hfa.training.provenance import processor
-from hfa.training.resume import differences
+from hfa.training.runs import differences, read_metrics
 
 REPO = Path(__file__).parents[2]
 OUTPUTS = REPO / "outputs"

@@ -16,8 +16,7 @@ from experiments.report.run import Found, Run, made, measured, model_name
 from experiments.retention.ledger import Ledger as Cells
 from experiments.state.report import at_best
 from hfa.errors import HFAError
-from hfa.training.loggers import read_metrics
-from hfa.training.record import read_config
+from hfa.training.runs import read_config, read_metrics
 
 _NAMED = 8  # folders, of those in which nothing was read
 

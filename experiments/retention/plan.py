@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.language.variant import composed
 from hfa.data.mixture import MixtureConfig
-from hfa.training.settings import TrainSettings, read_settings
 from hfa.types import NOWHERE, Source, Tokenizer
+
+if TYPE_CHECKING:
+    from hfa.training.settings import TrainSettings
 
 EXPERIMENT = "retention"
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17)
@@ -72,4 +75,6 @@ def mean_queries(source: Source) -> float:
 
 def settings_of(*overrides: str) -> TrainSettings:
     """The experiment's settings."""
+    from hfa.training.settings import TrainSettings, read_settings  # and Lightning with them
+
     return read_settings(composed(EXPERIMENT, overrides), TrainSettings)

@@ -19,11 +19,10 @@ from experiments.language.study import different
 from experiments.language.variant import composed, num_parameters
 from experiments.retention.ledger import Ledger
 from experiments.retention.plan import EXPERIMENT, cells, settings_of, sources
-from hfa import checkpoint
+from hfa import checkpoint, training
 from hfa.config import from_node
 from hfa.errors import HFAError
 from hfa.models import ModelConfig
-from hfa.training import evaluate_model
 from hfa.training.provenance import provenance
 
 OUTPUTS = Path("outputs") / EXPERIMENT
@@ -81,7 +80,7 @@ def measure(
         if ledger.has(**key):
             continue
         began = time.process_time()
-        found = evaluate_model(
+        found = training.evaluate_model(
             loaded.model,
             loaded.tokenizer,
             tasks[cell.task],

@@ -15,12 +15,11 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from hfa.errors import CheckpointError, ConfigError, HFAError
+from hfa.errors import ConfigError, HFAError
 from hfa.training.callbacks import Interrupted
 from hfa.training.provenance import provenance
+from hfa.training.runs import CONFIG, RUN
 from hfa.training.trainer import rank
-
-RUN, CONFIG = "run.json", "config.yaml"
 
 
 @contextmanager
@@ -63,22 +62,6 @@ def _recorded(run_dir: Path, cfg: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         raise
     finally:
         _write(run_dir / RUN, json.dumps(record, indent=2))
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """The resolved configuration of a run; empty when its config.yaml is gone.
-
-    Raises:
-        CheckpointError: it is torn.
-    """
-    path = run_dir / CONFIG
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is torn; remove it, and nothing is compared with it.")
-    return config
 
 
 @contextmanager

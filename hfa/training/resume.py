@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from hfa.data import tokenizers
 from hfa.errors import CheckpointError, ConfigError, first_line
 from hfa.models import LanguageModel
-from hfa.training.record import read_config
+from hfa.training.runs import differences, read_config
 from hfa.types import Source, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -25,9 +25,6 @@ _FREE = {
     *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "compile", "threads")),
     *(f"trainer.{key}" for key in ("max_steps", "val_check_interval", "log_every_n_steps", "deterministic")),
 }
-
-# What users add keys to: below these, one that the run did not have was added on purpose.
-_OPEN_ENDED = ("data", "model.settings", "model.sizes")
 
 
 class Resumed(NamedTuple):
@@ -109,18 +106,3 @@ def _inside_run(path: Path) -> Path:
     if not found.is_file():
         raise CheckpointError(f"resume={path}: neither a run directory with checkpoints/last.ckpt nor a .ckpt file.")
     return found
-
-
-def differences(old: Any, new: Any, free: Collection[str], key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, old and new value of what is not the same in two configurations, but for the keys in `free`.
-
-    What the old one lacks is left out, since code that is newer may know more settings, except where users add keys.
-    """
-    if key in free:
-        return
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        fresh = (name for name in new if name not in old) if key.startswith(_OPEN_ENDED) else ()
-        for name in (*old, *fresh):
-            yield from differences(old.get(name), new.get(name), free, f"{key}.{name}" if key else name)
-    elif old != new:
-        yield key, old, new

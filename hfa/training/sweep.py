@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from hfa.errors import ConfigError
 from hfa.mistakes import sentence
 from hfa.training.monitor import direction
+from hfa.training.runs import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +173,6 @@ def draw_curves(jobs: Sequence[Job], path: Path, varied: Sequence[str], monitor:
     """The monitored metric over the steps of every job; None when no job has any."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-
-    from hfa.training.loggers import read_metrics
 
     curves: list[tuple[str, list[dict[str, float]]]] = []
     for job in jobs:

@@ -1,7 +1,7 @@
 """Where a run's numbers, texts and pictures go; metrics.csv is always one of the places."""
 
 from hfa.training.loggers.base import LoggerConfig, RunInfo
-from hfa.training.loggers.csv import MetricsCSV, read_metrics
+from hfa.training.loggers.csv import MetricsCSV
 from hfa.training.loggers.media import Media, media
 from hfa.training.loggers.tensorboard import TensorBoardConfig
 from hfa.training.loggers.wandb import WandbConfig
@@ -14,5 +14,4 @@ __all__ = [
     "TensorBoardConfig",
     "WandbConfig",
     "media",
-    "read_metrics",
 ]

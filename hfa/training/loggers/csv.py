@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hfa.errors import CheckpointError
+from hfa.training.runs import read_metrics
 
 
 class MetricsCSV(Logger):
@@ -72,11 +73,3 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(self._rows)
         fresh.replace(self.path)
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, without empty cells; a last line that was cut off is left out."""
-    with path.open(newline="") as file:
-        lines = file.read()
-    complete = lines[: lines.rfind("\n") + 1].splitlines()
-    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(complete)]

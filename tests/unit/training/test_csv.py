@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hfa.errors import CheckpointError
-from hfa.training.loggers.csv import MetricsCSV, read_metrics
+from hfa.training.loggers.csv import MetricsCSV
+from hfa.training.runs import read_metrics
 
 
 def test_rows_are_there_at_once_and_columns_come_as_they_are_needed(tmp_path: Path) -> None:

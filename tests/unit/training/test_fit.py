@@ -23,8 +23,8 @@ from hfa.training import callbacks, train
 from hfa.training.callbacks import Interrupted
 from hfa.training.callbacks.checkpoints import Checkpoints, CheckpointsConfig
 from hfa.training.fit import build_data
-from hfa.training.loggers import read_metrics
 from hfa.training.record import recorded
+from hfa.training.runs import read_metrics
 from hfa.training.settings import TrainSettings, read_settings
 
 Compose = Callable[..., dict[str, Any]]

@@ -16,8 +16,8 @@ import wandb
 from hfa.errors import CheckpointError, HFAError
 from hfa.metrics.recall import Cell
 from hfa.training import LMModule, evaluate, train
-from hfa.training.loggers import read_metrics
 from hfa.training.loggers.wandb import download, run_id
+from hfa.training.runs import read_metrics
 
 Compose = Callable[..., dict[str, Any]]
 
