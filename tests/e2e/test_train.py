@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hfa import checkpoint
-from hfa.training.loggers import read_metrics
+from hfa.training.runs import read_metrics
 
 ROOT = Path(__file__).parents[2]
 MEASURED = {"tokens_per_s", "memory_mib"}  # what no two runs have alike
