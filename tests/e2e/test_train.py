@@ -113,8 +113,6 @@ MISTAKES = [
     (["seed=???"], "seed: no value yet"),
     (["--seed=1"], "--seed=1: there is no such flag"),
     (["experiment=smoke", "-m", "model=hfa,nope"], "model: no option 'nope'"),
-    (["seed=-1"], "seed: got -1, expected a whole number from 0 to 2147483647"),
-    (["name=a/../.."], "name: got 'a/../..', expected a folder below output_dir"),
     (["mode=evaluate", "checkpoint=nowhere"], "nowhere: no artifact here"),
 ]
 
@@ -194,37 +192,29 @@ def test_ctrl_c(tmp_path: Path, command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]], ids=["basic", "joblib"]
+    ("models", "launcher"),
+    [(["hfa", "simplemind"], []), (["simplemind"], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])],
+    ids=["basic", "joblib"],
 )
-def test_a_sweep_with_a_job_that_fails(tmp_path: Path, command: list[str], launcher: list[str]) -> None:
-    arguments = [*command, *launcher, "-m", "model=hfa,simplemind", "model.num_heads=2,3", "trainer.max_steps=2"]
+def test_a_sweep_with_a_job_that_fails(
+    tmp_path: Path, command: list[str], models: list[str], launcher: list[str]
+) -> None:
+    swept = [f"model={','.join(models)}", "model.num_heads=2,3"]
+    arguments = [*command, *launcher, "-m", *swept, "trainer.max_steps=2"]
     code, out, err = run(tmp_path, *arguments)
     assert code == 1
     assert "Traceback" not in out + err
     (table,) = tmp_path.glob("outputs/sweep/*/sweep.csv")
     with table.open() as file:
         jobs = list(csv.DictReader(file))
-    assert [(job["model"], job["model.num_heads"], job["status"]) for job in jobs] == [
-        ("hfa", "2", "finished"),
-        ("hfa", "3", "failed"),
-        ("simplemind", "2", "finished"),
-        ("simplemind", "3", "failed"),
-    ]
+    ended = [(model, heads, end) for model in models for heads, end in (("2", "finished"), ("3", "failed"))]
+    assert [(job.get("model", models[0]), job["model.num_heads"], job["status"]) for job in jobs] == ended
     assert all(float(job["val/loss"]) > 0 for job in jobs if job["status"] == "finished")
     assert "model.num_heads: got 3" in jobs[1]["error"]
     shown = out.rpartition("━")[0] + out.rpartition("━")[2]
     for text in ("simplemind", "failed", "bits_per_byte", "recall/needle", "tokens_per_s", "parameters", "sweep.png"):
         assert text in shown
-    assert "2 of 4 jobs failed" in out
-
-
-def test_two_processes_train_one_model(tmp_path: Path, command: list[str]) -> None:
-    """DistributedDataParallel on the CPU; what is true of two processes is true of the stream and the checkpoint."""
-    arguments = [*command, "trainer.strategy=ddp", "trainer.devices=2", "trainer.max_steps=3", "scheduler=constant"]
-    code, out, err = run(tmp_path, *arguments, "hydra.run.dir=ddp")
-    assert (code, err) == (0, ""), out
-    assert rows(tmp_path / "ddp")[-2]["tokens"] == 3 * 2 * 4 * 256
-    assert checkpoint.load(tmp_path / "ddp" / "checkpoints" / "best").provenance["step"] == 3
+    assert f"{len(models)} of {len(jobs)} jobs failed" in out
 
 
 @pytest.mark.parametrize(
@@ -249,13 +239,15 @@ def test_a_sweep_of_distributed_jobs(
 
 
 def test_a_run_goes_on_with_more_processes(tmp_path: Path, command: list[str]) -> None:
+    """DistributedDataParallel on the CPU; what is true of two processes is true of the stream and the checkpoint."""
     common = [*command, "scheduler=constant", "trainer.val_check_interval=2"]
     assert run(tmp_path, *common, "trainer.max_steps=2", "hydra.run.dir=one")[0] == 0
     two = ["trainer.strategy=ddp", "trainer.devices=2", "trainer.max_steps=4", "resume=one"]
     code, out, err = run(tmp_path, *common, *two, "hydra.run.dir=two")
     assert code == 0, err
     assert "2 processes after 1" in out + err
-    assert checkpoint.load(tmp_path / "two" / "checkpoints" / "last").provenance["step"] == 4
+    assert rows(tmp_path / "two")[-2]["tokens"] == (2 + 2 * 2) * 4 * 256
+    assert checkpoint.load(tmp_path / "two" / "checkpoints" / "best").provenance["step"] == 4
 
 
 def test_every_process_needs_something_to_validate_on(tmp_path: Path, texts: Path) -> None:

@@ -16,6 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 
+from hfa.errors import ConfigError
 from hfa.mistakes import EXTRAS, keys, sentence
 from hfa.training.settings import EvaluationSettings, TrainSettings, read_settings
 
@@ -82,6 +83,18 @@ def test_several_loggers_at_once() -> None:
     settings = read_settings(composed("logger=many"), TrainSettings)
     assert set(settings.logger) == {"wandb", "tensorboard"}
     assert not read_settings(composed("logger=csv"), TrainSettings).logger
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=-1", "seed: got -1, expected a whole number from 0 to 2147483647"),
+        ("name=a/../..", "name: got 'a/../..', expected a folder below output_dir"),
+    ],
+)
+def test_what_composes_and_is_mistaken(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read_settings(composed(override), TrainSettings)
 
 
 def test_evaluating_asks_nothing_of_the_model_group() -> None:

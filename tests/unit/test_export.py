@@ -83,23 +83,29 @@ def test_fine_tuning_trains_the_index_too(tmp_path: Path) -> None:
     assert learnt
 
 
-@pytest.mark.parametrize("way", ["import hfa.export", "trust = dict(trust_remote_code=True)"])
-def test_it_writes_in_a_process_that_knows_nothing_else(tmp_path: Path, way: str) -> None:
+def writes(folder: Path, first: str = "", trust: bool = False) -> str:
+    """Python that loads an export and continues a prompt by 12 tokens."""
+    return f"""
+import torch
+{first}
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code={trust})
+said = model.generate(torch.arange(40, 75)[None], max_new_tokens=12, min_new_tokens=12, do_sample=False)
+print(type(model).__name__, said.shape)
+"""
+
+
+WRITTEN = "ExportedForCausalLM torch.Size([1, 47])"
+
+
+def test_it_writes_in_a_process_that_knows_nothing_else(tmp_path: Path) -> None:
     """`from_pretrained` imports and builds our models while tensors go to no device at all."""
     from hfa.export import export
 
     artifact(tmp_path / "ours", "hfa")
-    folder = export(tmp_path / "ours", tmp_path / "theirs")
-    script = f"""
-import torch
-trust = dict()
-{way}
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, **trust)
-print(model.generate(torch.arange(40, 75)[None], max_new_tokens=12, min_new_tokens=12, do_sample=False).shape)
-"""
+    script = writes(export(tmp_path / "ours", tmp_path / "theirs"), first="import hfa.export")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "torch.Size([1, 47])", done.stderr[-2000:]
+    assert done.stdout.strip() == WRITTEN, done.stderr[-2000:]
 
 
 @torch.no_grad()
@@ -158,10 +164,7 @@ def test_the_folder_says_by_itself_where_its_code_is(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert made.stdout.strip() == str(tmp_path / "theirs")
-    code = (
-        "from transformers import AutoModelForCausalLM as A;"
-        f"print(type(A.from_pretrained({str(tmp_path / 'theirs')!r}, trust_remote_code=True)).__name__)"
-    )
+    code = writes(tmp_path / "theirs", trust=True)
     environment = {
         "HF_HOME": str(tmp_path / "hub"),
         "HF_HUB_OFFLINE": "1",
@@ -169,7 +172,7 @@ def test_the_folder_says_by_itself_where_its_code_is(tmp_path: Path) -> None:
         "PYTHONPATH": str(CONF.parents[1]),
     }
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert loaded.stdout.strip() == "ExportedForCausalLM"
+    assert loaded.stdout.strip() == WRITTEN
     wrong = subprocess.run([sys.executable, "-m", "hfa.export", "nowhere", "x"], capture_output=True, text=True)
     assert (wrong.returncode, "nowhere: no artifact here" in wrong.stderr) == (2, True)
 
