@@ -202,7 +202,8 @@ def descend(
                 total = cost + regret[group, code]
                 if total < worst and tables[table, code] != 0:
                     kept, worst = _keep(below, below_costs, kept, beam, tables[table, code], total)
-        nodes[:kept], costs[:kept] = below[:kept], below_costs[:kept]
+        for place in range(kept):  # slices of arrays would compile how numba formats that their lengths differ
+            nodes[place], costs[place] = below[place], below_costs[place]
         alive = kept
         if not descended:
             return alive
@@ -312,7 +313,8 @@ def retrieve_row(
                 continue
             product = _product(query[t], keys[place(pages, shift, nearest[i - _AHEAD])])
             held = _keep_least(opposed, best, held, -product, nearest[i - _AHEAD])
-        chosen[t, :held] = best[:held]
+        for i in range(held):
+            chosen[t, i] = best[i]
         touched[t] = looked
 
 
