@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +68,9 @@ class Index(nn.Module):
         super().__init__()
         self.width = width
         self.codebooks = nn.ParameterList(torch.randn(width, groups * CODES) * width**-0.5 for groups in _SHARES)
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(4.0)))
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(0.4)))
+        self.log_sharpness = nn.Parameter(torch.tensor([math.log(4.0)]))  # vectors of one: FSDP shards no scalars
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(0.4)]))
+        self.register_load_state_dict_pre_hook(_widen_scalars)
 
     def scores(self, features: Tensor) -> Tensor:
         """The score of every code, [..., GROUPS, CODES]; only how they lie to each other within a group counts.
@@ -117,6 +118,13 @@ class Index(nn.Module):
         sharpness = self.log_sharpness.exp().expand(CODES)
         scores = self.scores(features).to(sharpness.dtype)  # under autocast they are of half of it
         return rms_norm(scores, sharpness).softmax(-1)
+
+
+def _widen_scalars(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints of before November 2026 have these as scalars."""
+    for name in ("log_sharpness", "log_temperature"):
+        if (weight := weights.get(prefix + name)) is not None and weight.ndim == 0:
+            weights[prefix + name] = weight[None]
 
 
 @torch.no_grad()

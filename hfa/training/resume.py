@@ -81,9 +81,13 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise CheckpointError(f"resume={spec}: {path} is torn or no checkpoint of train.py ({reason}).") from None
-    for key, old, new in differences(read_config(run_dir), cfg, _FREE):
+    before = read_config(run_dir)
+    for key, old, new in differences(before, cfg, _FREE):
         remedy = f"set {key}={old} again, or leave out resume to train anew"
         raise ConfigError(key, new, f"{old!r} as in {run_dir}", remedy)
+    if cfg["trainer"]["strategy"] == "fsdp" and before and before["trainer"]["strategy"] != "fsdp":
+        expected = f"auto or ddp, since torch cannot shard the optimizer of {run_dir}, which was whole"
+        raise ConfigError("trainer.strategy", "fsdp", expected, "go on without it, or train anew")
     if step >= cfg["trainer"]["max_steps"]:
         expected = f"more than the {step} steps that {run_dir} has done already"
         raise ConfigError("trainer.max_steps", cfg["trainer"]["max_steps"], expected)

@@ -220,15 +220,23 @@ def test_a_sweep_with_a_job_that_fails(
 @pytest.mark.parametrize(
     ("swept", "ended", "said"),
     [
-        (["trainer.devices=1,2"], ["finished", "failed"], "trainer.devices: got 2, expected 1 in all"),
-        (["trainer.devices=2", "model.num_heads=3,2"], ["failed", "finished"], "model.num_heads: got 3"),
+        (
+            ["trainer.strategy=ddp", "trainer.devices=1,2"],
+            ["finished", "failed"],
+            "trainer.devices: got 2, expected 1 in all",
+        ),
+        (
+            ["trainer.strategy=fsdp", "trainer.devices=2", "model.num_heads=3,2"],
+            ["failed", "finished"],
+            "model.num_heads: got 3",
+        ),
     ],
     ids=["other processes than the first job's", "a job that fails before there are several"],
 )
 def test_a_sweep_of_distributed_jobs(
     tmp_path: Path, command: list[str], swept: list[str], ended: list[str], said: str
 ) -> None:
-    arguments = [*command, "-m", "trainer.strategy=ddp", "trainer.max_steps=2", "model=hfa", *swept]
+    arguments = [*command, "-m", "trainer.max_steps=2", "model=hfa", *swept]
     code, out, err = run(tmp_path, *arguments)
     assert code == 1, out + err
     (table,) = tmp_path.glob("outputs/sweep/*/sweep.csv")

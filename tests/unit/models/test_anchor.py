@@ -65,3 +65,13 @@ def test_codes_describe_the_token_before_a_key_and_the_one_before_that(
         torch.testing.assert_close(query[:, : there.shape[1]], there)
     two = conv_width > 2
     assert torch.equal(described[0], described[1]) != two
+
+
+def test_an_old_checkpoint_has_scalars_in_its_index() -> None:
+    model, other = build(), build()
+    old = {name: weight.squeeze() if ".index.log_" in name else weight for name, weight in model.state_dict().items()}
+    other.load_state_dict({name: torch.zeros_like(weight) for name, weight in model.state_dict().items()})
+    other.load_state_dict(old)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weight)
+    assert any(weight.ndim == 0 for weight in old.values())

@@ -39,6 +39,14 @@ def test_default_sizes_are_the_designs(name: str) -> None:
     assert {key: sizes[key] for key in design} == design
 
 
+@pytest.mark.parametrize("name", ["hfa", "simplemind", "hybrid", "transformer"])
+def test_no_parameter_is_a_scalar(name: str) -> None:
+    """FSDP shards none."""
+    with torch.device("meta"):
+        model = from_node(node(name), "model", ModelConfig).build()
+    assert all(parameter.ndim for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(("name", "mebibytes"), [("hfa", 256), ("simplemind", 4)])
 def test_state_of_the_default_size_fits_its_budget(name: str, mebibytes: int) -> None:
     with torch.device("meta"):
