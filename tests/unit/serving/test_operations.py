@@ -405,6 +405,15 @@ def test_a_handshake_that_never_begins_is_cut_off(start, certificate):
     assert HTTP.get(running.url + "/health").status_code == 200
 
 
+def test_who_is_idle_behind_tls_keeps_nobody_from_stopping(settings, certificate):
+    """A client that pools its connections answers the end of TLS when it next asks something: never."""
+    with httpx.Client(verify=False, trust_env=False) as idle:
+        with HFAMiner(settings("server.drain_s=20", *certificate("own"))) as miner:
+            assert idle.get(miner.url + "/health").status_code == 200
+            before = time.monotonic()
+        assert time.monotonic() - before < 10
+
+
 @pytest.mark.parametrize(("hard", "allowed", "said"), [(4096, 1256, ""), (600, 600, "600 open files are allowed here")])
 def test_as_many_files_as_connections_need(hard, allowed, said):
     allow = """
