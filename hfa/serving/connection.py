@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ipaddress
 import logging
 import math
+import struct
+import termios
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -15,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger(__name__)
 
 _WARN_EVERY_S = 60.0
+_GOODBYE_S = 1.0  # for a peer that has all it asked for to end TLS; many do so only when they next ask something
 _LEAST_TAKEN = 1 << 16  # bytes of an answer that a reader takes within the time for it; as much as may be buffered
 
 
@@ -82,6 +86,7 @@ class BoundedProtocol(H11Protocol):
         self._since = self.loop.time()  # when it was opened, or its last answer ended
         self._head_timer: asyncio.TimerHandle | None = None  # while it asks nothing
         self._write_timer: asyncio.TimerHandle | None = None
+        self._goodbye_timer: asyncio.TimerHandle | None = None
 
     @property
     def is_proven(self) -> bool:
@@ -109,7 +114,7 @@ class BoundedProtocol(H11Protocol):
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head_timer, self._write_timer):
+        for timer in (self._head_timer, self._write_timer, self._goodbye_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -142,6 +147,28 @@ class BoundedProtocol(H11Protocol):
             super().send_400_response(msg)
         else:  # an answer is on its way already, or was
             self.transport.close()
+
+    def shutdown(self) -> None:
+        """Close what asks nothing; the rest closes after its answer. A loop would wait for TLS to end half a minute."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self._watch_goodbye()
+
+    def _watch_goodbye(self) -> None:
+        def look() -> None:
+            if self._is_taken():
+                self.transport.abort()
+            else:
+                self._watch_goodbye()
+
+        self._goodbye_timer = self.loop.call_later(_GOODBYE_S, look)
+
+    def _is_taken(self) -> bool:
+        """Whether the peer's machine has all that was written; what is below TLS only the kernel tells."""
+        if self.transport.get_write_buffer_size():
+            return False
+        queue = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        return struct.unpack("i", queue) == (0,)
 
     def _watch_reader(self, left: int) -> None:
         """Close a connection that has taken too little of the `left` bytes when it is looked at again."""

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 _WAITING = 32  # threads for what has to wait, an engine's step or a disk, whatever the number of cores
 _OTHER_FILES = 256  # than those of connections: checkpoints, the chain, libraries
 _LAST_WORDS_S = 5.0  # for answers to go out after the engines have ended them
-_GOODBYE_S = 1.0  # for an idle peer to end TLS, too; many do so only when they next ask something
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -255,7 +254,7 @@ def _expanded(path: str | None) -> Path | None:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Ends a handshake or a goodbye of TLS that takes long, and says when it accepts requests."""
+    """Ends a handshake of TLS that takes long, and says when it accepts requests."""
 
     def __init__(self, config: uvicorn.Config, handshake_s: float, on_accepting: Callable[[], Awaitable[None]]) -> None:
         super().__init__(config)
@@ -266,10 +265,7 @@ class _Uvicorn(uvicorn.Server):
         config, loop = self.config, asyncio.get_running_loop()
         make: Callable[..., asyncio.Protocol] = config.http_protocol_class
         protocol = functools.partial(make, config=config, server_state=self.server_state, app_state=self.lifespan.state)
-        tls: dict[str, Any] = {}
-        if config.ssl:
-            patience = {"ssl_handshake_timeout": self._handshake_s, "ssl_shutdown_timeout": _GOODBYE_S}
-            tls = {"ssl": config.ssl, **patience}
+        tls: dict[str, Any] = {"ssl": config.ssl, "ssl_handshake_timeout": self._handshake_s} if config.ssl else {}
         for bound in sockets or ():
             self.servers.append(await loop.create_server(protocol, sock=bound, backlog=config.backlog, **tls))
         await self._on_accepting()

@@ -38,6 +38,7 @@ from hfa.inference import EngineConfig
 from hfa.network.base import Neuron
 from hfa.network.client import BittensorAuth
 from hfa.serving import loading
+from hfa.serving.connection import BoundedProtocol
 from hfa.serving.loading import Loader
 from hfa.serving.logs import JSONFormatter
 from hfa.serving.miner import HFAMiner
@@ -412,6 +413,25 @@ def test_who_is_idle_behind_tls_keeps_nobody_from_stopping(settings, certificate
             assert idle.get(miner.url + "/health").status_code == 200
             before = time.monotonic()
         assert time.monotonic() - before < 10
+
+
+def test_what_a_slow_reader_has_not_taken_is_not_thrown_away():
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(listening.getsockname())
+        ours, _ = listening.accept()
+        with ours:
+            transport = types.SimpleNamespace(get_write_buffer_size=lambda: 0, get_extra_info={"socket": ours}.get)
+            connection = types.SimpleNamespace(transport=transport)
+            assert BoundedProtocol._is_taken(connection)
+            ours.setblocking(False)
+            sent = ours.send(bytes(1 << 20))
+            assert not BoundedProtocol._is_taken(connection)
+            while sent:
+                sent -= len(reader.recv(sent))
+            until(lambda: BoundedProtocol._is_taken(connection))
+            transport.get_write_buffer_size = lambda: 1
+            assert not BoundedProtocol._is_taken(connection)
 
 
 @pytest.mark.parametrize(("hard", "allowed", "said"), [(4096, 1256, ""), (600, 600, "600 open files are allowed here")])
