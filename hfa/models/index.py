@@ -121,7 +121,7 @@ class Index(nn.Module):
 
 
 def _widen_scalars(module: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Checkpoints of before November 2026 have these as scalars."""
+    """Older artifacts have these as scalars. Their runs are not resumed: their optimizers have them so, too."""
     for name in ("log_sharpness", "log_temperature"):
         if (weight := weights.get(prefix + name)) is not None and weight.ndim == 0:
             weights[prefix + name] = weight[None]

@@ -85,8 +85,9 @@ def find_resumed(spec: str, cfg: Mapping[str, Any]) -> Resumed:
     for key, old, new in differences(before, cfg, _FREE):
         remedy = f"set {key}={old} again, or leave out resume to train anew"
         raise ConfigError(key, new, f"{old!r} as in {run_dir}", remedy)
-    if cfg["trainer"]["strategy"] == "fsdp" and before and before["trainer"]["strategy"] != "fsdp":
-        expected = f"auto or ddp, since torch cannot shard the optimizer of {run_dir}, which was whole"
+    if cfg["trainer"]["strategy"] == "fsdp" and before.get("trainer", {}).get("strategy") in ("auto", "ddp"):
+        # Lightning would count the optimizer's parameters in the model's order, and ours are in that of its groups.
+        expected = f"auto or ddp, since the optimizer of {run_dir} was whole"
         raise ConfigError("trainer.strategy", "fsdp", expected, "go on without it, or train anew")
     if step >= cfg["trainer"]["max_steps"]:
         expected = f"more than the {step} steps that {run_dir} has done already"

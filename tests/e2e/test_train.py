@@ -192,14 +192,17 @@ def test_ctrl_c(tmp_path: Path, command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "launcher"),
-    [(["hfa", "simplemind"], []), (["simplemind"], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])],
+    ("models", "heads", "launcher"),
+    [
+        (["hfa", "simplemind"], "23", []),
+        (["simplemind"], "123", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+    ],
     ids=["basic", "joblib"],
 )
 def test_a_sweep_with_a_job_that_fails(
-    tmp_path: Path, command: list[str], models: list[str], launcher: list[str]
+    tmp_path: Path, command: list[str], models: list[str], heads: str, launcher: list[str]
 ) -> None:
-    swept = [f"model={','.join(models)}", "model.num_heads=2,3"]
+    swept = [f"model={','.join(models)}", f"model.num_heads={','.join(heads)}"]
     arguments = [*command, *launcher, "-m", *swept, "trainer.max_steps=2"]
     code, out, err = run(tmp_path, *arguments)
     assert code == 1
@@ -207,10 +210,10 @@ def test_a_sweep_with_a_job_that_fails(
     (table,) = tmp_path.glob("outputs/sweep/*/sweep.csv")
     with table.open() as file:
         jobs = list(csv.DictReader(file))
-    ended = [(model, heads, end) for model in models for heads, end in (("2", "finished"), ("3", "failed"))]
+    ended = [(model, number, "failed" if number == "3" else "finished") for model in models for number in heads]
     assert [(job.get("model", models[0]), job["model.num_heads"], job["status"]) for job in jobs] == ended
     assert all(float(job["val/loss"]) > 0 for job in jobs if job["status"] == "finished")
-    assert "model.num_heads: got 3" in jobs[1]["error"]
+    assert "model.num_heads: got 3" in jobs[len(heads) - 1]["error"]
     shown = out.rpartition("━")[0] + out.rpartition("━")[2]
     for text in ("simplemind", "failed", "bits_per_byte", "recall/needle", "tokens_per_s", "parameters", "sweep.png"):
         assert text in shown
@@ -244,6 +247,8 @@ def test_a_sweep_of_distributed_jobs(
         jobs = list(csv.DictReader(file))
     assert [job["status"] for job in jobs] == ended
     assert said in jobs[ended.index("failed")]["error"]
+    (artifact,) = tmp_path.glob("outputs/sweep/*/*/checkpoints/best")
+    assert checkpoint.load(artifact).provenance["step"] == 2
 
 
 def test_a_run_goes_on_with_more_processes(tmp_path: Path, command: list[str]) -> None:
@@ -254,6 +259,7 @@ def test_a_run_goes_on_with_more_processes(tmp_path: Path, command: list[str]) -
     code, out, err = run(tmp_path, *common, *two, "hydra.run.dir=two")
     assert code == 0, err
     assert "2 processes after 1" in out + err
+    assert all("processes after" in line for line in err.splitlines())
     assert rows(tmp_path / "two")[-2]["tokens"] == (2 + 2 * 2) * 4 * 256
     assert checkpoint.load(tmp_path / "two" / "checkpoints" / "best").provenance["step"] == 4
 
