@@ -23,7 +23,7 @@ from experiments.language.variant import Variant, composed, equal_size, model_co
 from hfa import checkpoint
 from hfa.errors import HFAError
 from hfa.training.provenance import processor
-from hfa.training.runs import differences, read_metrics
+from hfa.training.runs import RUN, differences, read_metrics
 
 REPO = Path(__file__).parents[2]
 OUTPUTS = REPO / "outputs"
@@ -207,7 +207,7 @@ def run(*arguments: str) -> float:
 
 def training_record(folder: Path) -> Record:
     """What is kept of a training: its provenance, its last metrics, its learning curve and its last sample texts."""
-    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    facts = json.loads((folder / RUN).read_text(encoding="utf-8"))
     config = checkpoint.read_config(folder / "checkpoints" / "last")["provenance"]["config"]
     rows = read_metrics(folder / "metrics.csv")
     metrics = facts["metrics"]

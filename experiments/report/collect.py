@@ -16,7 +16,7 @@ from experiments.report.run import Found, Run, made, measured, model_name
 from experiments.retention.ledger import Ledger as Cells
 from experiments.state.report import at_best
 from hfa.errors import HFAError
-from hfa.training.runs import read_config, read_metrics
+from hfa.training.runs import RUN, read_config, read_metrics
 
 _NAMED = 8  # folders, of those in which nothing was read
 
@@ -71,7 +71,7 @@ def _unread(paths: Sequence[Path], used: Mapping[Path, bool]) -> Iterator[str]:
 def _take(found: Found, file: Path) -> bool:
     """Add what is in a file; whether there was anything, be it that it cannot be read."""
     try:
-        if file.name == "run.json":
+        if file.name == RUN:
             found.runs.append(_run(file.parent))
         elif file.name == "runs.jsonl":
             found.runs += list(study.read(_records(file), file.parent))
@@ -91,7 +91,7 @@ def _take(found: Found, file: Path) -> bool:
 
 
 def _run(folder: Path) -> Run:
-    facts, config = _json(folder / "run.json"), read_config(folder)
+    facts, config = _json(folder / RUN), read_config(folder)
     run = Run(str(config.get("name") or folder.resolve().name), str(folder), model_name(config), config)
     if (folder / "evaluation.json").exists():
         return measured(run, _json(folder / "evaluation.json"))
@@ -128,7 +128,7 @@ def _results(found: Found, file: Path) -> bool:
     if {"rows", "models", "provenance"} <= data.keys():
         costs(Found(costs={str(file): data}))  # raises where it only looks like one
         found.costs[str(file)] = data
-    elif "recall_by_depth" in data and not (file.parent / "run.json").exists():
+    elif "recall_by_depth" in data and not (file.parent / RUN).exists():
         found.runs.append(measured(Run(f"{_study(file)}/{file.stem}", str(file)), data))
     else:
         return False

@@ -24,6 +24,7 @@ from hfa.config import from_node
 from hfa.errors import HFAError
 from hfa.models import ModelConfig
 from hfa.training.provenance import provenance
+from hfa.training.runs import RUN
 
 OUTPUTS = Path("outputs") / EXPERIMENT
 _SIDE_BY_SIDE = 1 << 14  # tokens of the examples that are run together
@@ -103,7 +104,7 @@ def measure(
 
 def training_record(artifact: Path) -> dict[str, Any]:
     """What a finished training says about itself: its command, commit, seconds and newest metrics."""
-    run: dict[str, Any] = json.loads((artifact.parents[1] / "run.json").read_text(encoding="utf-8"))
+    run: dict[str, Any] = json.loads((artifact.parents[1] / RUN).read_text(encoding="utf-8"))
     return run
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from hfa.errors import ConfigError
 from hfa.mistakes import sentence
 from hfa.training.monitor import direction
-from hfa.training.runs import read_metrics
+from hfa.training.runs import RUN, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     """The jobs of a sweep, by number."""
     jobs = []
     for path in sweep_dir.glob(f"*/{_JOB}"):
-        note, path = json.loads(path.read_text(encoding="utf-8")), path.parent / "run.json"
+        note, path = json.loads(path.read_text(encoding="utf-8")), path.parent / RUN
         run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if run.get("status") == "diverged":
             note["status"] = "diverged"
