@@ -14,7 +14,7 @@ setup: $(READY) ## make .venv and install everything in it, pinned by constraint
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(not ok)' || \
 	  { echo "hfa needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) -V); try: make PYTHON=python3.11" >&2; exit 2; }
-	@echo "==> Setting up $(VENV) (two minutes the first time)"
+	@echo "==> Setting up $(VENV) (two to four minutes the first time)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --editable '.[dev]'
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true # on all cores, pip on one; some files are templates
