@@ -23,17 +23,18 @@ def changed(title: str, *overrides: str) -> Variant:
 
 VARIANTS = {
     "simplemind": changed("SimpleMind"),
-    "hard": changed("hard router", "router=hard"),
+    "hard": changed("hard router, 16 channels", "router=hard", "active_channels=16"),
     "soft": changed("soft router", "router=soft"),
     "sum": changed("sums", "aggregation=sum"),
     "mean": changed("means", "aggregation=mean"),
-    "channels-32": changed("32 channels", "num_channels=32", "active_channels=8"),
-    "channels-128": changed("128 channels", "num_channels=128", "active_channels=32"),
-    "channels-256": changed("256 channels", "num_channels=256", "active_channels=64"),
+    "channels-32": changed("32 channels", "num_channels=32", "active_channels=31"),
+    "channels-128": changed("128 channels", "num_channels=128", "active_channels=127"),
+    "channels-256": changed("256 channels", "num_channels=256", "active_channels=255"),
     "active-4": changed("4 active channels", "active_channels=4"),
+    "active-16": changed("16 active channels", "active_channels=16"),
     "active-32": changed("32 active channels", "active_channels=32"),
     "unsigned": changed("scores above zero alone", "signed=false"),
-    "shared": changed("a shared channel", "shared_channel=true"),
+    "shared": changed("a shared channel", "shared_channel=true", "active_channels=62"),
     "ungated": changed("no output gate", "output_gate=false"),
 }
 

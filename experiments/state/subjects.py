@@ -53,7 +53,7 @@ class Matched(Flow):
             self.conv.weight.mul_(0.2)
             for taps, tap in zip(self.conv.weight.split(width, dim=1), (0, 1, 0), strict=True):
                 taps[tap] += 0.8
-            self.gates.bias[:heads] = 6.0
+            self.gates.bias[:heads] = 10.0
             self.gates.bias[heads:] = -2.0
 
 
@@ -112,11 +112,11 @@ def configured(name: str, **changes: object) -> ModelConfig:
 
 
 def simplemind(floats: int, **changes: object) -> ModelConfig:
-    """As many channels as make up `floats`, a quarter of them active at most."""
+    """As many channels as make up `floats`, all but one of them active at most."""
     channels, rest = divmod(floats, WIDTH)
     if rest or channels % 16:
         raise ConfigError("--floats", floats, f"a multiple of {16 * WIDTH}", "8192 is 64 channels")
-    sizes = {"num_heads": 2, "num_channels": channels, "active_channels": channels // 4}
+    sizes = {"num_heads": 2, "num_channels": channels, "active_channels": channels - 1}
     return configured("simplemind", **(sizes | changes))
 
 
@@ -159,16 +159,17 @@ SUBJECTS: Mapping[str, Subject] = {
         ),
         grows=True,
     ),
-    "hard": changed("hard router", router="hard"),
+    "hard": changed("hard router, 16 channels", router="hard", active_channels=16),
     "soft": changed("soft router", router="soft"),
     "sum": changed("sums", aggregation="sum"),
     "mean": changed("means", aggregation="mean"),
     "active-4": changed("4 active channels", active_channels=4),
     "active-8": changed("8 active channels", active_channels=8),
+    "active-16": changed("16 active channels", active_channels=16),
     "active-32": changed("32 active channels", active_channels=32),
     "heads-1": changed("1 head of 128", num_heads=1),
     "heads-4": changed("4 heads of 32", num_heads=4),
     "unsigned": changed("scores above zero alone", signed=False),
-    "shared": changed("a shared channel", shared_channel=True),
+    "shared": changed("a shared channel", shared_channel=True, active_channels=62),
     "ungated": changed("no output gate", output_gate=False),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -101,7 +102,7 @@ class RoutedChannels(Mixer):
             self.gates.weight[2 * heads :] = 0.0
             self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
             self.gates.bias[heads : 2 * heads] = 0.0
-            self.gates.bias[2 * heads :] = 1.4 if signed else 1.0  # which a sixth of random scores exceed
+            self._start_with(2 / 3 * settings.active_channels / settings.num_channels)
         self.out_gate = Linear(width, width, bias=False) if settings.output_gate else None
         self.out_norm = RMSNorm(settings.head_dim)
         self.out = Linear(width, width, bias=False)
@@ -112,7 +113,8 @@ class RoutedChannels(Mixer):
     def match_init(self) -> None:
         """A token is written under its predecessor's routing, and what is read is copied to the stream.
 
-        Hardly anything is forgotten, and little written at first.
+        Hardly anything is forgotten, and little written at first, to few channels: the more contents differ in their
+        channels, the more of them are recalled.
         """
         scores, v = self.project.weight.split(self.widths)
         nn.init.orthogonal_(scores)
@@ -123,8 +125,14 @@ class RoutedChannels(Mixer):
         k_conv, v_conv = self.conv.weight.split(self.widths, dim=1)
         k_conv[min(1, len(k_conv) - 1)] += 0.8
         v_conv[0] += 0.8
-        self.gates.bias[: self.num_heads] = 6.0
+        self.gates.bias[: self.num_heads] = 10.0
         self.gates.bias[self.num_heads : 2 * self.num_heads] = -2.0
+        self._start_with(min(1 / 6, 2 / 3 * self.routing.budget / self.num_channels))
+
+    def _start_with(self, share: float) -> None:
+        """Thresholds that this share of random scores exceed: one above what `active_channels` allows is not learnt."""
+        tail = share / 2 if self.routing.signed else share
+        self.gates.bias[2 * self.num_heads :] = NormalDist().inv_cdf(1 - tail)
 
     def init_state(self, batch_size: int) -> RoutedState:
         weight = self.project.weight
