@@ -1,4 +1,4 @@
-"""SimpleMind: every token is routed to a few channels, writes to them and reads from them. Constant state."""
+"""SimpleMind: every token is routed to some channels, writes to them and reads from them. Constant state."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RoutedState(NamedTuple):
 class RoutedChannels(Mixer):
     """A gated recurrence whose keys and queries are routing weights over C channels a head.
 
-        w, r = route(rms(conv_k(W x))), route(rms(conv_q(W x)))      write and read weights, mostly zero, of any sign
+        w, r = route(rms(conv_k(W x))), route(rms(conv_q(W x)))      write and read weights, some zero, of any sign
         S' = diag(a) S                                               only the channels written to decay
         learnable: S = S' + w b (v - w^T S')                         replaces what the channels predicted
         sum:       S = S' + w b v
@@ -78,7 +78,9 @@ class RoutedChannels(Mixer):
     A token goes to the channels with the largest scores of either sign: contents then overlap by chance as often
     against each other as with each other, and reads are more exact than with weights above zero alone
     (experiments/state, `unsigned`). Reads and writes share W, so that both know a content by the same channels: better
-    than one each in bits per byte, and less to compute. Their convolutions tell them apart.
+    than one each in bits per byte, and less to compute. Their convolutions tell them apart. How large a score must be
+    is learnt for each head, in units of the token's root mean square, so that tokens differ in how many channels they
+    use; thresholds that were projected from the token predicted text worse than none.
 
     Args:
         settings: the sizes, router and aggregation.
@@ -97,12 +99,13 @@ class RoutedChannels(Mixer):
         self.project = Linear(width, sum(self.widths), bias=False)
         self.read_conv = ShortConv(self.widths[0], settings.conv_width)
         self.conv = ShortConv(sum(self.widths), settings.conv_width)  # of what is written
-        self.gates = Linear(width, 4 * heads)  # decay, write strength, thresholds of the query and of the key
+        self.gates = Linear(width, 2 * heads)  # decay and write strength
+        share = 2 / 3 * settings.active_channels / settings.num_channels  # above the budget they would not be learnt
+        start = NormalDist().inv_cdf(1 - (share / 2 if signed else share))  # which this share of random scores exceeds
+        self.thresholds = nn.Parameter(torch.full((2 * heads,), start))  # of queries and of keys
         with torch.no_grad():  # heads start with memories of different spans, as in the flow
-            self.gates.weight[2 * heads :] = 0.0
             self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
-            self.gates.bias[heads : 2 * heads] = 0.0
-            self._start_with(2 / 3 * settings.active_channels / settings.num_channels)
+            self.gates.bias[heads:] = 0.0
         self.out_gate = Linear(width, width, bias=False) if settings.output_gate else None
         self.out_norm = RMSNorm(settings.head_dim)
         self.out = Linear(width, width, bias=False)
@@ -113,8 +116,7 @@ class RoutedChannels(Mixer):
     def match_init(self) -> None:
         """A token is written under its predecessor's routing, and what is read is copied to the stream.
 
-        Hardly anything is forgotten, and little written at first, to few channels: the more contents differ in their
-        channels, the more of them are recalled.
+        Hardly anything is forgotten, and little written at first.
         """
         scores, v = self.project.weight.split(self.widths)
         nn.init.orthogonal_(scores)
@@ -126,13 +128,7 @@ class RoutedChannels(Mixer):
         k_conv[min(1, len(k_conv) - 1)] += 0.8
         v_conv[0] += 0.8
         self.gates.bias[: self.num_heads] = 10.0
-        self.gates.bias[self.num_heads : 2 * self.num_heads] = -2.0
-        self._start_with(min(1 / 6, 2 / 3 * self.routing.budget / self.num_channels))
-
-    def _start_with(self, share: float) -> None:
-        """Thresholds that this share of random scores exceed: one above what `active_channels` allows is not learnt."""
-        tail = share / 2 if self.routing.signed else share
-        self.gates.bias[2 * self.num_heads :] = NormalDist().inv_cdf(1 - tail)
+        self.gates.bias[self.num_heads :] = -2.0
 
     def init_state(self, batch_size: int) -> RoutedState:
         weight = self.project.weight
@@ -148,7 +144,7 @@ class RoutedChannels(Mixer):
                 weights
                 and not tracked(x, *state, *weights)
                 and pays(x, weights.project, weights.out_gate, weights.out)
-                and suits(*state, *weights[:-1])
+                and suits(*state, *weights[:-2])
             ):
                 y, *after = routed_layer_step(x, *state, weights, self.routing)
                 return y, RoutedState(*after)
@@ -176,7 +172,9 @@ class RoutedChannels(Mixer):
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)
         if self.shared_channel:
             q, k = (self._shared(part[..., :-1]) for part in (q, k))
-        return q, k, v, self.gates(x), tail  # [B, T, H, C], [B, T, H, C], [B, T, H, V], [B, T, 4 H]
+        gates = self.gates(x)
+        gates = torch.cat([gates, self.thresholds.to(gates.dtype).expand_as(gates)], dim=-1)
+        return q, k, v, gates, tail  # [B, T, H, C], [B, T, H, C], [B, T, H, V], [B, T, 4 H]
 
     def _shared(self, scores: Tensor) -> Tensor:
         """[.., C - 1] and one more channel, as strong as the best of them."""
@@ -196,4 +194,5 @@ class RoutedChannels(Mixer):
             self.conv.weight,
             self.out_norm.weight,
             self.gates.bias,
+            self.thresholds,
         )

@@ -50,7 +50,7 @@ def test_rows_in_pages_give_the_logits_of_each_alone(name: str, d_model: int) ->
             found, state = model(part, pool.rows([row], row.recurrent))
             row.recurrent, row.length = pool.recurrent(state), row.length + part.shape[1]
             pool.take_tries(state, [row])
-            torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
+            torch.testing.assert_close(found, wanted, atol=3e-5, rtol=0)
         rows.append((row, tokens[0, length:]))
         alone.append(plain)
     batch = [torch.cat(parts) for parts in zip(*(row.recurrent for row, _ in rows), strict=True)]
@@ -62,7 +62,7 @@ def test_rows_in_pages_give_the_logits_of_each_alone(name: str, d_model: int) ->
         for number, (row, _) in enumerate(rows):
             row.length += 1
             wanted, alone[number] = model.step(tokens[number : number + 1], alone[number])
-            torch.testing.assert_close(found[number], wanted[0], atol=2e-5, rtol=0)
+            torch.testing.assert_close(found[number], wanted[0], atol=3e-5, rtol=0)
 
 
 @pytest.mark.parametrize("counts", [(1, 5, 2), (9, 1, 13), (1, 1, 1)])
@@ -95,10 +95,10 @@ def test_rows_with_different_numbers_of_tokens_are_read_in_one_pass(counts: tupl
         for number, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
             row.length += len(piece)
             wanted, alone[number] = model.hidden(piece[None], alone[number], last=1)
-            torch.testing.assert_close(found[number], wanted[0, 0], atol=2e-5, rtol=0)
+            torch.testing.assert_close(found[number], wanted[0, 0], atol=3e-5, rtol=0)
     wanted = [torch.cat(parts) for parts in zip(*(pool.recurrent(state) for state in alone), strict=True)]
     for ours, theirs in zip(batch, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=3e-5, rtol=0)
 
 
 def test_what_lies_beyond_a_row_is_not_read() -> None:

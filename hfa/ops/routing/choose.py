@@ -29,7 +29,7 @@ def choose(
         scores: address; those of this token and head begin at `at`.
         C: channels, in whole vectors.
         router: a place in `ROUTERS`.
-        theta: the token's own threshold.
+        theta: the threshold, in units of the scores' root mean square (`dynamic` only).
         signed: whether scores below 0 count as those above, and their weights are below 0.
 
     Returns:

@@ -15,14 +15,14 @@ def naive_route(scores: Tensor, router: str, theta: Tensor, budget: int, signed:
         scores  -0.3  1.2  0.4  2.0        budget = 2
         soft     .    1.2  0.4  2.0        above 0
         hard     .    0.8   .   1.6        above the (budget + 1)-th best, 0.4
-        dynamic  .    0.2   .   1.0        above theta = 1.0, learnt from the token; at most `budget`, at least one
+        dynamic  .    0.2   .   1.0        above theta = 1.0, which is learnt; at most `budget`, at least one
 
     Signed, a score counts by its size, and its weight has its sign: the first of these would be above 0.
 
     Args:
         scores: [..., C].
         router: ``soft``, ``hard`` or ``dynamic``.
-        theta: [..., 1], the token's own threshold (`dynamic` only).
+        theta: [..., 1], the threshold (`dynamic` only).
         budget: most channels a token may use (`hard` and `dynamic`).
         signed: whether scores below 0 count as those above.
 

@@ -20,13 +20,14 @@ class RoutedWeights(NamedTuple):
     """Of a layer of routed channels, all contiguous."""
 
     project: Tensor  # [H C + D, D]
-    gates: Tensor  # [4 H, D]: decay, write strength, thresholds of the query and of the key
+    gates: Tensor  # [2 H, D]: decay, write strength
     out_gate: Tensor  # [D, D]
     out: Tensor  # [D, D]
     read_conv: Tensor  # [J, H C]
     conv: Tensor  # [J, H C + D]
     norm: Tensor  # [V]
-    bias: Tensor  # [4 H], of the gates
+    bias: Tensor  # [2 H], of the gates
+    thresholds: Tensor  # [2 H], of the query and of the key
 
 
 def routed_layer_step(
@@ -50,7 +51,7 @@ def routed_layer_step(
     x, few = x.contiguous(), decodes(x, *weights[:4])
     projected = projections(x[:, 0], weights[:3], few)
     normed = x.new_empty(batch, heads * width)
-    scratch = x.new_empty(batch * (len(weights.project) + (taps + 1) * scores + heads * width))
+    scratch = x.new_empty(batch * (len(weights.project) + (taps + 1) * scores + heads * (width + GATES)))
     tensors = (
         x, channels.contiguous(), tail.contiguous(), *weights, *projected, normed, y, new_channels, new_tail, scratch
     )  # fmt: skip
@@ -65,9 +66,9 @@ def routed_layer_step(
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step(
     x: int, channels: int, tail: int, project: int, gates: int, out_gate: int, out: int, read_conv: int, conv: int,
-    norm: int, bias: int, projected: int, opened: int, gate: int, normed: int, y: int, new_channels: int, new_tail: int,
-    scratch: int, few: bool, batch: int, heads: int, C: int, V: int, taps: int, router: int, budget: int, erase: bool,
-    signed: bool,
+    norm: int, bias: int, thresholds: int, projected: int, opened: int, gate: int, normed: int, y: int,
+    new_channels: int, new_tail: int, scratch: int, few: bool, batch: int, heads: int, C: int, V: int, taps: int,
+    router: int, budget: int, erase: bool, signed: bool,
 ) -> None:  # fmt: skip
     D, S, kept = heads * V, heads * C, taps - 1
     W = S + D
@@ -77,9 +78,10 @@ def _step(
     query = scores + 4 * batch * S
     scores_tail = query + 4 * batch * S
     read = scores_tail + 4 * batch * kept * S
+    own = read + 4 * batch * D
     if few:
         products(x, project, projected, batch, W, D)
-        products(x, gates, opened, batch, GATES * heads, D)
+        products(x, gates, opened, batch, 2 * heads, D)
         products(x, out_gate, gate, batch, D, D)
     for c in range(0, S, WIDTH):
         for b in range(batch):
@@ -93,13 +95,13 @@ def _step(
     for i in range(0, batch * heads * C * V, WIDTH):
         store(new_channels, i, load(channels, i))
     for b in range(batch):
-        for i in range(GATES * heads):
-            place = GATES * heads * b + i
-            put(opened, place, first(one(opened, place) + one(bias, i)))
+        for i in range(2 * heads):
+            put(own, GATES * heads * b + i, first(one(opened, 2 * heads * b + i) + one(bias, i)))
+            put(own, GATES * heads * b + 2 * heads + i, first(one(thresholds, i)))
         for h in range(heads):
             routed_step(
                 query, S * b + h * C, written, W * b + h * C, written, W * b + S + h * V,
-                opened, GATES * heads * b + h, heads, new_channels, (heads * b + h) * C * V, read, (heads * b + h) * V,
+                own, GATES * heads * b + h, heads, new_channels, (heads * b + h) * C * V, read, (heads * b + h) * V,
                 C, V, router, budget, erase, signed, index, weight, decay,
             )  # fmt: skip
     normalise(read, norm, gate, normed, batch * heads, V, EPS)
