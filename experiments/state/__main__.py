@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from experiments.state.subjects import SUBJECTS
 from experiments.state.trial import FAR, TEST, Plan, trial
 from hfa.allocator import keep_freed_memory
 from hfa.training.provenance import provenance
+from hfa.training.runs import differences
 
 RESULTS = Path(__file__).parent / "results"
 LRS = (2e-3, 4e-3, 8e-3)
@@ -88,10 +90,13 @@ def made(ledger: Ledger, name: str, floats: int, asked: argparse.Namespace, lr: 
     overrides = [
         f"{key}={value}" for key, value in {"floats": floats, **dataclasses.asdict(plan), "far": asked.far}.items()
     ]
+    config = json.loads(json.dumps(settings.to_dict() | {"seed": seed}))  # lists for tuples, as lines have them
     if done := ledger.find("training", name, overrides):
-        return done
+        if not (changed := [key for key, *_ in differences(done["config"], config, ())]):
+            return done
+        console.print(f"{name}, {lr:g}, seed {seed}: made anew, since then {', '.join(changed)} have changed")
     console.print(f"\n[bold]{name}[/bold], {floats or 'growing'} floats, learning rate {lr:g}, seed {seed}")
-    facts = provenance(settings.to_dict() | {"seed": seed}, cpu=cpu())
+    facts = provenance(config, cpu=cpu())
     measured = trial(settings, plan, tests, console.print)
     ledger.append(
         {"kind": "training", "variant": name, "overrides": overrides, "floats": floats, "lr": lr, "steps": asked.steps}

@@ -112,11 +112,13 @@ def configured(name: str, **changes: object) -> ModelConfig:
 
 
 def simplemind(floats: int, **changes: object) -> ModelConfig:
-    """As many channels as make up `floats`, all but one of them active at most."""
+    """As many channels as make up `floats`; all but one of them active at most, with the hard router a quarter."""
     channels, rest = divmod(floats, WIDTH)
     if rest or channels % 16:
         raise ConfigError("--floats", floats, f"a multiple of {16 * WIDTH}", "8192 is 64 channels")
-    sizes = {"num_heads": 2, "num_channels": channels, "active_channels": channels - 1}
+    shared, hard = bool(changes.get("shared_channel")), changes.get("router") == "hard"
+    most = channels // 4 if hard else channels - 1 - shared
+    sizes = {"num_heads": 2, "num_channels": channels, "active_channels": most}
     return configured("simplemind", **(sizes | changes))
 
 
@@ -159,7 +161,7 @@ SUBJECTS: Mapping[str, Subject] = {
         ),
         grows=True,
     ),
-    "hard": changed("hard router, 16 channels", router="hard", active_channels=16),
+    "hard": changed("hard router, a quarter of the channels", router="hard"),
     "soft": changed("soft router", router="soft"),
     "sum": changed("sums", aggregation="sum"),
     "mean": changed("means", aggregation="mean"),
@@ -170,6 +172,6 @@ SUBJECTS: Mapping[str, Subject] = {
     "heads-1": changed("1 head of 128", num_heads=1),
     "heads-4": changed("4 heads of 32", num_heads=4),
     "unsigned": changed("scores above zero alone", signed=False),
-    "shared": changed("a shared channel", shared_channel=True, active_channels=62),
+    "shared": changed("a shared channel", shared_channel=True),
     "ungated": changed("no output gate", output_gate=False),
 }

@@ -42,7 +42,7 @@ class RoutedSettings(ModelConfig):
             expected = f"fewer than num_channels={self.num_channels}" + (
                 " without the shared one" if free < self.num_channels else ""
             )
-            raise ConfigError("active_channels", self.active_channels, expected)
+            raise ConfigError("active_channels", self.active_channels, expected, f"at most {free - 1}")
         most = math.ceil(80 / FASTEST_DECAY) - 1  # exp of 80 is near to what float32 holds
         if self.chunk_size > most:
             raise ConfigError("chunk_size", self.chunk_size, f"at most {most}, so that float32 does not overflow")
@@ -80,7 +80,7 @@ class RoutedChannels(Mixer):
     (experiments/state, `unsigned`). Reads and writes share W, so that both know a content by the same channels: better
     than one each in bits per byte, and less to compute. Their convolutions tell them apart. How large a score must be
     is learnt for each head, in units of the token's root mean square, so that tokens differ in how many channels they
-    use; thresholds that were projected from the token predicted text worse than none.
+    use.
 
     Args:
         settings: the sizes, router and aggregation.
@@ -100,9 +100,11 @@ class RoutedChannels(Mixer):
         self.read_conv = ShortConv(self.widths[0], settings.conv_width)
         self.conv = ShortConv(sum(self.widths), settings.conv_width)  # of what is written
         self.gates = Linear(width, 2 * heads)  # decay and write strength
-        share = 2 / 3 * settings.active_channels / settings.num_channels  # above the budget they would not be learnt
-        start = NormalDist().inv_cdf(1 - (share / 2 if signed else share))  # which this share of random scores exceeds
-        self.thresholds = nn.Parameter(torch.full((2 * heads,), start))  # of queries and of keys
+        share = (
+            2 / 3 * settings.active_channels / settings.num_channels
+        )  # of channels: over the budget nothing is learnt
+        start = NormalDist().inv_cdf(1 - (share / 2 if signed else share))  # which random scores exceed in that share
+        self.thresholds = nn.Parameter(torch.full((2 * heads,), max(start, 0.0)))  # of queries and of keys
         with torch.no_grad():  # heads start with memories of different spans, as in the flow
             self.gates.bias[:heads] = torch.linspace(2.0, 5.0, heads)
             self.gates.bias[heads:] = 0.0
@@ -116,7 +118,7 @@ class RoutedChannels(Mixer):
     def match_init(self) -> None:
         """A token is written under its predecessor's routing, and what is read is copied to the stream.
 
-        Hardly anything is forgotten, and little written at first.
+        Hardly anything is forgotten, though most tokens write to most channels, and little is written at first.
         """
         scores, v = self.project.weight.split(self.widths)
         nn.init.orthogonal_(scores)

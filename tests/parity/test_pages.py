@@ -95,10 +95,10 @@ def test_rows_with_different_numbers_of_tokens_are_read_in_one_pass(counts: tupl
         for number, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
             row.length += len(piece)
             wanted, alone[number] = model.hidden(piece[None], alone[number], last=1)
-            torch.testing.assert_close(found[number], wanted[0, 0], atol=3e-5, rtol=0)
+            torch.testing.assert_close(found[number], wanted[0, 0], atol=2e-5, rtol=0)
     wanted = [torch.cat(parts) for parts in zip(*(pool.recurrent(state) for state in alone), strict=True)]
     for ours, theirs in zip(batch, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=3e-5, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
 def test_what_lies_beyond_a_row_is_not_read() -> None:

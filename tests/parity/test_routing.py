@@ -77,7 +77,7 @@ def with_gradients(
 @pytest.mark.parametrize("erase", [True, False])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize(
-    ("length", "channels", "width", "budget"), [(1, 16, 16, 4), (21, 48, 80, 15), (16, 64, 64, 16)]
+    ("length", "channels", "width", "budget"), [(1, 16, 16, 4), (21, 48, 80, 15), (16, 64, 64, 16), (9, 64, 64, 63)]
 )
 def test_the_kernel_equals_naive(
     router: str, erase: bool, signed: bool, length: int, channels: int, width: int, budget: int
@@ -131,19 +131,22 @@ def test_the_operator_is_sound() -> None:
     torch.library.opcheck(torch.ops.hfa.routed_scan.default, (*inputs, "hard", 4, True, True, 4))
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize(("heads", "channels", "conv_width"), [(2, 16, 4), (1, 48, 1)])
+@pytest.mark.parametrize("rows", [1, 3, 12])
+@pytest.mark.parametrize(("heads", "channels", "budget", "conv_width"), [(2, 16, 5, 4), (2, 16, 15, 4), (1, 48, 5, 1)])
 @pytest.mark.parametrize(("router", "aggregation"), [("dynamic", "learnable"), ("soft", "sum")])
 def test_a_layer_decodes_by_one_kernel(
-    rows: int, heads: int, channels: int, conv_width: int, router: str, aggregation: str
+    rows: int, heads: int, channels: int, budget: int, conv_width: int, router: str, aggregation: str
 ) -> None:
     """A few tokens, one at a time, against torch in float64; the state that was handed in stays as it was."""
     torch.manual_seed(0)
-    sizes = {"d_model": 32, "num_heads": heads, "num_channels": channels, "active_channels": 5}
+    sizes = {"d_model": 32, "num_heads": heads, "num_channels": channels, "active_channels": budget}
     options = {"conv_width": conv_width, "router": router, "aggregation": aggregation}
     node = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(CONF), sizes, options))
     assert isinstance(node, dict)
     layer = RoutedChannels(from_node(node, "model", SimpleMindConfig), match=False)
+    with torch.no_grad():  # no two heads alike, nor queries and keys
+        layer.thresholds.uniform_(0.2, 1.5)
+        layer.gates.bias.uniform_(-2, 4)
     x, state = torch.randn(rows, 5, 32, generator=torch.Generator().manual_seed(0)), layer.init_state(rows)
     found, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from hfa.ops.scan.naive import naive_scan
 
 
 def naive_route(scores: Tensor, router: str, theta: Tensor, budget: int, signed: bool) -> Tensor:
-    """Channel weights of every token: what rises above the token's threshold, as a unit vector.
+    """Channel weights of every token: what rises above a threshold, as a unit vector.
 
         scores  -0.3  1.2  0.4  2.0        budget = 2
         soft     .    1.2  0.4  2.0        above 0
@@ -60,7 +60,7 @@ def naive_routed_scan(
 ) -> tuple[Tensor, Tensor]:
     """The gated recurrence whose keys and queries are routing weights over C channels a head.
 
-        w, r = route(k / rms(k)), route(q / rms(q))      write and read weights, mostly zero
+        w, r = route(k / rms(k)), route(q / rms(q))      write and read weights, some zero
         S'   = diag(a) S                                 a = exp(-slowest decay * |w| / max |w|): 1 where w is 0
         S    = S' + w beta (v - w^T S')                  or without w^T S', if it does not erase
         o    = S^T r

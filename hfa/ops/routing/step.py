@@ -26,7 +26,7 @@ class RoutedWeights(NamedTuple):
     read_conv: Tensor  # [J, H C]
     conv: Tensor  # [J, H C + D]
     norm: Tensor  # [V]
-    bias: Tensor  # [2 H], of the gates
+    bias: Tensor  # [2 H], of the gates; this and the next need not be whole vectors
     thresholds: Tensor  # [2 H], of the query and of the key
 
 
@@ -78,7 +78,7 @@ def _step(
     query = scores + 4 * batch * S
     scores_tail = query + 4 * batch * S
     read = scores_tail + 4 * batch * kept * S
-    own = read + 4 * batch * D
+    own = read + 4 * batch * D  # gates and thresholds, [B, 4 H]
     if few:
         products(x, project, projected, batch, W, D)
         products(x, gates, opened, batch, 2 * heads, D)

@@ -18,8 +18,10 @@ from hfa.types import IGNORE
 RECURRENT = [name for name, subject in SUBJECTS.items() if not subject.grows]
 
 
-@pytest.mark.parametrize("floats", [8192, 16_384])
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize(
+    ("name", "floats"),
+    [(name, n) for name in RECURRENT for n in (2048, 8192, 16_384) if n > 2048 or not name.startswith("active-")],
+)
 def test_recurrent_models_carry_what_was_asked_for(name: str, floats: int) -> None:
     with torch.device("meta"):
         assert floats <= num_floats(SUBJECTS[name].config(floats).build()) <= 1.02 * floats  # means carry weights, too
@@ -51,9 +53,14 @@ def test_a_trial_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     arguments = ["--models", "simplemind", "delta", "--lrs", "1e-3", "--seeds", "0", "--steps", "2", "--plot"]
     for _ in range(2):
         assert command.main([*arguments, "--results", str(tmp_path)]) == 0
-    torch.set_num_threads(threads)
     kept = list(Ledger(tmp_path / "trials.jsonl").read("training"))
     assert [one["variant"] for one in kept] == ["simplemind", "delta"]
     assert all(one["commit"] and one["cpu"] and one["tokens"] == 8192 for one in kept)
     assert "64/4 random" in table(Ledger(tmp_path / "trials.jsonl"))
     assert draw(Ledger(tmp_path / "trials.jsonl"), tmp_path / "again.png").stat().st_size > 10_000
+    old = (tmp_path / "trials.jsonl").read_text().replace('"active_channels": 63', '"active_channels": 16')
+    (tmp_path / "trials.jsonl").write_text(old)
+    assert command.main([*arguments, "--results", str(tmp_path)]) == 0  # and again, where its settings were others
+    torch.set_num_threads(threads)
+    kept = list(Ledger(tmp_path / "trials.jsonl").read("training"))
+    assert [one["variant"] for one in kept] == ["simplemind", "delta", "simplemind"]
