@@ -42,7 +42,7 @@ class RoutedSettings(ModelConfig):
             expected = f"fewer than num_channels={self.num_channels}" + (
                 " without the shared one" if free < self.num_channels else ""
             )
-            raise ConfigError("active_channels", self.active_channels, expected, f"at most {free - 1}")
+            raise ConfigError("active_channels", self.active_channels, expected, f"{free - 1} is the most")
         most = math.ceil(80 / FASTEST_DECAY) - 1  # exp of 80 is near to what float32 holds
         if self.chunk_size > most:
             raise ConfigError("chunk_size", self.chunk_size, f"at most {most}, so that float32 does not overflow")
@@ -102,7 +102,7 @@ class RoutedChannels(Mixer):
         self.gates = Linear(width, 2 * heads)  # decay and write strength
         share = (
             2 / 3 * settings.active_channels / settings.num_channels
-        )  # of channels: over the budget nothing is learnt
+        )  # of the channels; over the budget there is no gradient
         start = NormalDist().inv_cdf(1 - (share / 2 if signed else share))  # which random scores exceed in that share
         self.thresholds = nn.Parameter(torch.full((2 * heads,), max(start, 0.0)))  # of queries and of keys
         with torch.no_grad():  # heads start with memories of different spans, as in the flow

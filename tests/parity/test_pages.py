@@ -32,10 +32,13 @@ def build(name: str, d_model: int) -> LanguageModel:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "hf"))
-@pytest.mark.parametrize("d_model", [64, 24])  # heads in whole vectors, for the kernels, and not
+@pytest.mark.parametrize(
+    ("d_model", "dtype", "atol"),
+    [(64, torch.float32, 2e-5), (24, torch.float64, 1e-9)],  # heads in whole vectors, for the kernels, and not
+)
 @torch.inference_mode()
-def test_rows_in_pages_give_the_logits_of_each_alone(name: str, d_model: int) -> None:
-    model = build(name, d_model)
+def test_rows_in_pages_give_the_logits_of_each_alone(name: str, d_model: int, dtype: torch.dtype, atol: float) -> None:
+    model = build(name, d_model).to(dtype)
     pool = StatePool(model, torch.device("cpu"), 4 << 20, 4)
     free = pool.pages.take(pool.pages.num_pages)[::-3] if pool.page_size else []
     lengths, generator = [3, 8, 21, 70], torch.Generator().manual_seed(0)
@@ -50,7 +53,7 @@ def test_rows_in_pages_give_the_logits_of_each_alone(name: str, d_model: int) ->
             found, state = model(part, pool.rows([row], row.recurrent))
             row.recurrent, row.length = pool.recurrent(state), row.length + part.shape[1]
             pool.take_tries(state, [row])
-            torch.testing.assert_close(found, wanted, atol=3e-5, rtol=0)
+            torch.testing.assert_close(found, wanted, atol=atol, rtol=0)
         rows.append((row, tokens[0, length:]))
         alone.append(plain)
     batch = [torch.cat(parts) for parts in zip(*(row.recurrent for row, _ in rows), strict=True)]
@@ -62,7 +65,7 @@ def test_rows_in_pages_give_the_logits_of_each_alone(name: str, d_model: int) ->
         for number, (row, _) in enumerate(rows):
             row.length += 1
             wanted, alone[number] = model.step(tokens[number : number + 1], alone[number])
-            torch.testing.assert_close(found[number], wanted[0], atol=3e-5, rtol=0)
+            torch.testing.assert_close(found[number], wanted[0], atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("counts", [(1, 5, 2), (9, 1, 13), (1, 1, 1)])
